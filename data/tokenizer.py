@@ -1,7 +1,8 @@
-"""Tokenizers: every one is a `tiktoken.Encoding`, loaded offline where it can be, and named in checkpoints by a hash of its ranks.
+"""Tokenizers: every one is a `tiktoken.Encoding`, loaded offline where it can be, named in checkpoints by a hash.
 
-`world` is the small vocabulary that `python -m data.world` trains and saves; `gpt2` and `cl100k_base` come from a local file or from
-tiktoken's own cache or download. A ranks file holds one `base64-of-the-token rank` pair per line, which is tiktoken's own text form.
+`world` is the small vocabulary that `python -m data.world` trains and saves; `gpt2` and `cl100k_base` come from a
+local file or from tiktoken's own cache or download. A ranks file holds one `base64-of-the-token rank` pair per line,
+which is tiktoken's own text form.
 
     python -m data.tokenizer train corpus.txt --vocab-size 1024 --numbers 999 --out my.tiktoken
     python -m data.tokenizer inspect gpt2 --text "Zoe has 12 pens."
@@ -27,8 +28,11 @@ from common import UserError, run
 EOT = "<|endoftext|>"
 WORLD_FILE = Path(__file__).parent / "world" / "tokenizer.tiktoken"
 
-# The pre-tokens, inside which merges happen. cl100k's form keeps a run of digits in groups of at most three, without the space before it.
-CL100K_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+# The pre-tokens, inside which merges happen. cl100k's form keeps digits in groups of at most three, no space before.
+CL100K_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s"
+)
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 PATTERNS = {"gpt2": GPT2_PATTERN}  # everything else uses the cl100k form
 
@@ -72,7 +76,8 @@ def check_tokenizer(enc: tiktoken.Encoding, ident: dict, where: str) -> None:
     ident = ident if isinstance(ident, dict) else {}
     if (ident.get("hash"), ident.get("n_vocab")) != (ours["hash"], ours["n_vocab"]):
         raise UserError(
-            f"{where}: made with tokenizer {ident.get('name')!r} ({ident.get('n_vocab')} tokens, hash {str(ident.get('hash'))[:12]}), "
+            f"{where}: made with tokenizer {ident.get('name')!r} "
+            f"({ident.get('n_vocab')} tokens, hash {str(ident.get('hash'))[:12]}), "
             f"but this data uses {ours['name']!r} ({ours['n_vocab']} tokens, hash {ours['hash'][:12]}); "
             "give the --data or the checkpoint that belongs to the other"
         )
@@ -91,7 +96,7 @@ def save_ranks(ranks: Ranks, path: str | os.PathLike) -> None:
 
 
 def read_ranks(path: str | os.PathLike) -> Ranks:
-    """Ranks from a `.tiktoken` file, or from GPT-2 style merges (`.bpe`, `merges.txt`). UserError names file and line."""
+    """Ranks from a `.tiktoken` file, or from GPT-2 style merges (`.bpe`, `merges.txt`). Errors name file and line."""
     path = Path(path)
     try:
         lines = path.read_bytes().splitlines()
@@ -118,7 +123,7 @@ def read_ranks(path: str | os.PathLike) -> Ranks:
 
 
 def _ranks_from_merges(lines: list[bytes], path: Path) -> Ranks:
-    """GPT-2's merges write each byte as a visible character: printable Latin-1 as itself, the others, in order, from U+0100 up."""
+    """GPT-2 writes each byte as a visible character: printable Latin-1 as itself, the others, in order, from U+0100."""
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     hidden = [b for b in range(256) if b not in visible]
     byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
@@ -146,7 +151,7 @@ def _published(name: str) -> tiktoken.Encoding:
         ranks = read_ranks(local)
         if ranks_hash(ranks) != KNOWN_HASHES[name]:
             raise UserError(
-                f"{local}: not the published {name} vocabulary (hash differs); fetch it again or pass the file by its path"
+                f"{local}: not the published {name} vocabulary (hash differs); fetch it again or pass a file's path"
             )
         return make_encoding(name, ranks)
     try:
@@ -156,26 +161,6 @@ def _published(name: str) -> tiktoken.Encoding:
             f"tokenizer {name!r}: tiktoken could not fetch it ({type(error).__name__}); set REAL_DATA to a folder with "
             f"tokenizers/{file_name}, or give the path of a local .tiktoken or .bpe file"
         ) from None
-
-
-@functools.lru_cache(maxsize=16)
-def _load(name_or_file: str) -> tiktoken.Encoding:
-    path = Path(name_or_file)
-    if name_or_file in ("gpt2", "cl100k_base"):
-        return _published(name_or_file)
-    if name_or_file == "world":
-        if not WORLD_FILE.is_file():
-            raise UserError(f"tokenizer 'world': {WORLD_FILE} does not exist; make it with `python -m data.world`")
-        return make_encoding("world", read_ranks(WORLD_FILE))
-    if path.is_dir():
-        return _load_folder(path)
-    if not path.is_file():
-        raise UserError(
-            f"tokenizer {name_or_file!r}: no such name or file; give world, gpt2, cl100k_base, a .tiktoken or .bpe file, or a data folder"
-        )
-    ranks = read_ranks(path)
-    known = {digest: name for name, digest in KNOWN_HASHES.items()}
-    return make_encoding(known.get(ranks_hash(ranks), path.stem), ranks)
 
 
 def _load_folder(folder: Path) -> tiktoken.Encoding:
@@ -193,8 +178,24 @@ def _load_folder(folder: Path) -> tiktoken.Encoding:
 
 
 def load_tokenizer(name_or_file: str | os.PathLike = "world") -> tiktoken.Encoding:
-    """`world`, `gpt2`, `cl100k_base`, a ranks or merges file, or a data folder. The result has `eot_token` and `n_vocab`."""
-    return _load(os.fspath(name_or_file))
+    """`world`, `gpt2`, `cl100k_base`, a ranks or merges file, or a data folder. Has `eot_token` and `n_vocab`."""
+    path, name_or_file = Path(name_or_file), os.fspath(name_or_file)
+    if name_or_file in ("gpt2", "cl100k_base"):
+        return _published(name_or_file)
+    if name_or_file == "world":
+        if not WORLD_FILE.is_file():
+            raise UserError(f"tokenizer 'world': {WORLD_FILE} does not exist; make it with `python -m data.world`")
+        return make_encoding("world", read_ranks(WORLD_FILE))
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise UserError(
+            f"tokenizer {name_or_file!r}: no such name or file; give world, gpt2, cl100k_base, "
+            "a .tiktoken or .bpe file, or a data folder"
+        )
+    ranks = read_ranks(path)
+    known = {digest: name for name, digest in KNOWN_HASHES.items()}
+    return make_encoding(known.get(ranks_hash(ranks), path.stem), ranks)
 
 
 # ---------------------------------------------------------------- decoding
@@ -218,7 +219,7 @@ def decode(enc: tiktoken.Encoding, ids: Iterable[int]) -> str:
 
 # ---------------------------------------------------------------- training
 def byte_pairs(parts: list[bytes], ranks: Ranks) -> list[bytes]:
-    """tiktoken's merging in plain Python: join the adjacent pair whose union has the lowest rank until no union is a token."""
+    """tiktoken's merging in plain Python: join the neighbours whose union ranks lowest until no union is a token."""
     parts = list(parts)
     while len(parts) > 1:
         unions = [ranks.get(parts[i] + parts[i + 1]) for i in range(len(parts) - 1)]
@@ -235,10 +236,11 @@ def train_bpe(
 ) -> Ranks:
     """Byte-pair ranks learned from `texts`, deterministic (ties go to the smaller bytes).
 
-    vocab_size counts everything: 256 bytes, forced tokens, merges and the end-of-text token, so `make_encoding(..).n_vocab` is at most this
-    (fewer when no pair repeats any more). `forced` strings become tokens before any merge is learned, each with the prefixes that its merging
-    passes through. Every string is a single pre-token, so that it is always encoded as one token. Words are re-merged by `byte_pairs`, thus the
-    counts are always those of tiktoken's own encoding. UserError when the vocabulary is too small or a forced string is not one pre-token.
+    vocab_size counts everything: 256 bytes, forced tokens, merges and the end-of-text token, so `n_vocab` of the
+    encoding is at most this (fewer when no pair repeats any more). `forced` strings become tokens before any merge is
+    learned, each with all its prefixes, so that it is always encoded as one token. Words are merged by `byte_pairs`,
+    thus the counts are those of tiktoken's own encoding. UserError when the vocabulary is too small or a forced
+    string is not one pre-token.
     """
     find = regex.compile(pattern).findall
     ranks: Ranks = {bytes([b]): b for b in range(256)}
