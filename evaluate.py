@@ -1,0 +1,219 @@
+"""Score a checkpoint: pass@k on question sets and likelihood benchmarks (paper sections "Evaluation").
+
+pass@k (Chen et al. 2021, eq. 1), n samples of which c are right, unbiased:  1 - C(n - c, k) / C(n, k), averaged over
+questions. One sampling run serves every k. Each completion is scored twice: `flexible` (#### or box, else the last number;
+the headline, as the paper's GSM8K scorer) and `strict` (the marker must be there; this is what RL is rewarded for).
+The `floor` row is pass@k of answers drawn blindly from the training answers' distribution: what exceeds it is skill.
+
+    python evaluate.py --ckpt runs/base/ckpt_000800.pt --n-shot 8                 # all tasks of data/world, about 2 minutes
+    python evaluate.py --ckpt runs/rl/ckpt_000030.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
+    REAL_DATA=path/to/data python evaluate.py --ckpt runs/real/ckpt_000200.pt --tasks gsm8k hellaswag --limit 50
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from common import UserError, add_system_args, load_checkpoint, parent_of, run, setup, writable_dir
+from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
+from data.math_qa import (
+    TASKS, StopStrings, encode_prompts, extract_answer, few_shot_prefix, format_prompt, guess_floor, load_questions, reward,
+    reward_flexible, template_for,
+)  # fmt: skip
+from data.tokenizer import check_tokenizer, decode, load_tokenizer
+from model import load_model
+
+ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    g = p.add_argument_group("Input and output")
+    g.add_argument("--ckpt", required=True, metavar="CKPT")
+    g.add_argument("--data", default="data/world", metavar="DIR", help="world or prepared folder; real sets come from it or $REAL_DATA")
+    g.add_argument("--out", metavar="FILE.json", help="default: beside the checkpoint; readable completions go to FILE.samples.jsonl")
+    g.add_argument("--tasks", nargs="+", help=f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data")
+    g.add_argument("--split", default="test", choices=["val", "test"])
+    g.add_argument("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
+    g = p.add_argument_group("Sampling")
+    g.add_argument("--k", type=int, nargs="+", default=[1, 8, 32])
+    g.add_argument("--n-samples", type=int, default=32, help="completions of each question")
+    g.add_argument("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
+    g.add_argument("--top-p", type=float, default=0.95)
+    g.add_argument("--max-new-tokens", type=int, default=80)
+    g.add_argument("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
+    g.add_argument("--shot-seed", type=int, default=42, help="draws the exemplars")
+    g.add_argument("--shot-task", help="take the exemplars from this question set; default: the task's own")
+    g.add_argument("--template", help="prompt template: world | gsm8k | boxed; default: the task's own")
+    g.add_argument("--prompts-per-batch", type=int, default=64, help="questions sampled together: memory and speed only")
+    add_system_args(p)
+    args = p.parse_args()
+    if args.temperature == 0 and args.n_samples > 1:
+        args.n_samples, args.k = 1, [1]
+    if max(args.k) > args.n_samples or min(args.k) < 1:
+        raise UserError(f"--k {max(args.k)} with --n-samples {args.n_samples}: pass@k needs 1 <= k <= n samples; raise --n-samples")
+    return args
+
+
+# ------------------------------------------------------------------------------------------------------------ pass@k
+def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is right) from n_correct right ones among n_samples.
+    Raises UserError if k > n_samples, where no unbiased estimate exists."""
+    if not 1 <= k <= n_samples or not 0 <= n_correct <= n_samples:
+        raise UserError(f"pass@{k} of {n_correct} right among {n_samples} samples: needs 1 <= k <= n and 0 <= c <= n")
+    return 1.0 - math.prod((n_samples - n_correct - i) / (n_samples - i) for i in range(k))
+
+
+def mean_stderr(values: list[float]) -> dict:
+    """Mean over questions and its standard error sqrt(var / n), ddof 1."""
+    n, mean = len(values), sum(values) / len(values)
+    return {"value": mean, "stderr": math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)}
+
+
+def sample_task(model, enc, task: str, args, device) -> tuple[dict, list[dict]]:
+    """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
+    questions = load_questions(args.data, task, args.split)[: args.limit or None]
+    template = template_for(args.template or task)
+    train = load_questions(args.data, args.shot_task or task, "train") if task != "svamp" else []
+    shots = few_shot_prefix(train, args.n_shot, args.shot_seed, template) if args.n_shot else ""
+    prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
+    longest = len(prefix) + max(map(len, prompts))
+    if longest + args.max_new_tokens > model.config.block_size:
+        raise UserError(
+            f"{task}: prompt of {longest} tokens + --max-new-tokens {args.max_new_tokens} exceeds the context of "
+            f"{model.config.block_size}; lower --n-shot or --max-new-tokens"
+        )
+    stop, rows, samples, began = StopStrings(enc, template.stops), [], [], time.time()
+    for i in range(0, len(questions), args.prompts_per_batch):
+        part = questions[i : i + args.prompts_per_batch]
+        with device.autocast():
+            out = model.generate(
+                prompts[i : i + args.prompts_per_batch], n_samples=args.n_samples, max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature, top_p=args.top_p, seed=args.seed, prefix=prefix, eos_id=enc.eot_token,
+                question_ids=list(range(i, i + len(part))), stop=stop,
+            )  # fmt: skip
+        texts = [stop.cut(decode(enc, [t for t in row if t != enc.eot_token])) for row in out.completions()]
+        for j, question in enumerate(part):
+            mine = slice(j * args.n_samples, (j + 1) * args.n_samples)
+            rows.append({
+                "qid": question.qid,
+                "n": args.n_samples,
+                "strict": sum(int(reward(t, question.answer)) for t in texts[mine]),
+                "flexible": sum(int(reward_flexible(t, question.answer)) for t in texts[mine]),
+                "formatted": sum(extract_answer(t) is not None for t in texts[mine]),
+                "finished": int(out.finished[mine].sum()),
+                "answers": [extract_answer(t, flexible=True) for t in texts[mine]],  # for controls that deal them anew
+                "gold": question.answer,
+            })  # fmt: skip
+            if len(rows) <= 3:
+                samples += [
+                    {"task": task, "prompt": question.problem, "completion": t, "extracted": extract_answer(t, flexible=True), "gold": question.answer}
+                    for t in texts[mine][:4]
+                ]  # fmt: skip
+        done = len(rows)
+        print(f"{task} {done}/{len(questions)} questions | {(time.time() - began) / done * (len(questions) - done):.0f} s left", flush=True)
+    floor = guess_floor([q.answer for q in train], [q.answer for q in questions], args.k) if train else {}
+    total = len(rows) * args.n_samples
+    result = {
+        "n_questions": len(rows),
+        "format_rate": sum(r["formatted"] for r in rows) / total,
+        "finish_rate": sum(r["finished"] for r in rows) / total,
+        "guess_floor": {str(k): v for k, v in floor.items()},
+        "questions": rows,
+    }
+    for scoring in ("flexible", "strict"):
+        result[scoring] = {f"pass@{k}": mean_stderr([pass_at_k(r["n"], r[scoring], k) for r in rows]) for k in args.k}
+    return result, samples
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+def print_table(results: dict, args) -> None:
+    head = "".join(f"{f'pass@{k}':>16}" for k in args.k)
+    print(f"\n{'task':<10}{'scoring':<10}{head}{'format':>9}")
+    for task, r in results["questions"].items():
+        for scoring in ("flexible", "strict"):
+            cells = (r[scoring][f"pass@{k}"] for k in args.k)
+            shown = "".join("{:>16}".format(f"{100 * c['value']:.1f} ± {100 * c['stderr']:.1f}") for c in cells)
+            print(f"{task:<10}{scoring:<10}{shown}{100 * r['format_rate']:>8.1f}%")
+        if r["guess_floor"]:
+            print(f"{task:<10}{'floor':<10}" + "".join(f"{100 * r['guess_floor'][str(k)]:>16.1f}" for k in args.k))
+    if results["benchmarks"]:
+        print(f"\n{'benchmark':<14}{'acc':>16}{'acc_norm':>16}")
+        for name, r in results["benchmarks"].items():
+            norm = f"{100 * r['acc_norm']:.1f}" if r.get("acc_norm") is not None else "-"
+            extra = f"  perplexity {r['ppl']:.1f}" if r.get("ppl") is not None else ""
+            print(f"{name:<14}{'{:>16}'.format(f'{100 * r['acc']:.1f} ± {100 * r['stderr']:.1f}')}{norm:>16}{extra}")
+        print(f"{'average':<14}{100 * results['general_average']:>16.1f}")
+
+
+def default_tasks(data: Path) -> list[str]:
+    """The world's two tiers and its benchmarks, as far as the folder holds them."""
+    found = ["gsm", "hard"] if (data / "test.jsonl").exists() else []
+    found += [b for b in WORLD_TASKS if (data / f"bench_{b}.jsonl").exists()]
+    if not found:
+        raise UserError(f"{data} holds no questions or benchmarks; name --tasks (real ones are read from --data or $REAL_DATA)")
+    return found
+
+
+def main():
+    args = parse_args()
+    path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
+    writable_dir(path.absolute().parent)
+    ckpt = load_checkpoint(args.ckpt)
+    device = setup(args)
+    folder = Path(args.data)
+    enc = load_tokenizer(folder if (folder / "meta.json").exists() else ckpt["tokenizer"]["name"])
+    if enc.n_vocab != ckpt["tokenizer"]["n_vocab"] and args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
+        enc = load_tokenizer(ckpt["tokenizer"]["name"])  # real sets need nothing of --data's default, the world
+    check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
+    model = load_model(ckpt, args.ckpt, device.device, args.kernels)
+    tasks = args.tasks or default_tasks(folder)
+    unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
+    if unknown:
+        raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join((*TASKS, *WORLD_TASKS, *REAL_TASKS))}")
+    print(f"{args.ckpt} | {ckpt['stage']} step {ckpt['step']} | {ckpt['tokens'] / 1e6:.2f}M pre-training tokens | tasks {' '.join(tasks)}")
+
+    began = time.time()
+    results: dict = {"questions": {}, "benchmarks": {}}
+    samples: list[dict] = []
+    for task in tasks:
+        if task in TASKS:
+            results["questions"][task], shown = sample_task(model, enc, task, args, device)
+            samples += shown
+        else:
+            items = load_benchmark(task, args.data, args.split, args.limit)
+            with device.autocast():
+                results["benchmarks"][task] = score_benchmark(model, enc, items)
+    if results["benchmarks"]:
+        leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
+        results["general_average"] = sum(leading) / len(leading)
+    print_table(results, args)
+    if samples:
+        print(f"\nsample | {samples[0]['prompt']}\n       |{samples[0]['completion']}\n       | gold {samples[0]['gold']}")
+    report = {
+        "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
+        "settings": vars(args) | {"dtype_used": str(device.dtype), "device_used": str(device.device), "threads_used": torch.get_num_threads()},
+        "commit": git_commit(),
+        "seconds": round(time.time() - began, 1),
+        **results,
+    }
+    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
+    temporary.write_text(json.dumps(report) + "\n")
+    os.replace(temporary, path)
+    path.with_suffix(".samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    print(f"\nwrote {path}")
+
+
+def git_commit() -> str | None:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""Merge RL and SFT: parallel averaging from a checkpoint (paper section "Parallel averaging"), or finished checkpoints.
+
+`--init CKPT`: every step, from the same weights theta, one GRPO step with its own AdamW gives theta_A and one SFT step with
+its own AdamW gives theta_B; then
+    theta = w_A theta_A + w_B theta_B + (1 - w_A - w_B) theta_sync            (`--weights`, default 0.5 0.5)
+where theta_sync, the weights of the last averaging, drops out when the weights sum to 1. Moments are never averaged, each
+side clips its own gradient. `--sync-every H` averages every H steps only (H 1 is the paper's): a step is one local step of
+each side, rollouts come from the RL side, moments persist.
+
+`--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape.
+
+The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
+
+    python merge.py --init runs/base/ckpt_000800.pt --out runs/parallel                 # laptop, about 3 minutes
+    python merge.py --average runs/rl/ckpt_000030.pt runs/sft/ckpt_000200.pt --weights 0.5 0.5 --out runs/mean.pt
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+
+from common import (
+    FORMAT, Run, UserError, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw,
+    load_checkpoint, load_start, lr_at, make_optimizer, parse, parent_of, reference_weights, run, save_checkpoint, set_lr,
+    setup, step_with_clip, weights_hash, writable_dir,
+)  # fmt: skip
+from data.math_qa import format_prompt, load_questions, template_for
+from data.tokenizer import tokenizer_id
+from train_rl import add_rl_args, check_rl_args, grpo_step, rollout, rollout_metrics
+from train_sft import add_sft_args, load_examples, sft_gradient
+
+PRESETS = {
+    "laptop": {},
+    "paper": dict(
+        lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512, max_new_tokens=512,
+        sft_loss_norm="sum", weight_decay=0.01,
+    ),
+}  # fmt: skip
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
+    p.add_argument("--average", nargs="+", metavar="CKPT", help="merge these finished checkpoints; --out is then a file")
+    p.add_argument("--weights", type=float, nargs="+", help="of RL and SFT, or of the --average files; default: equal")
+    p.add_argument("--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps")
+    p.add_argument("--sft-lr", type=float, default=2e-4, help="rate of the SFT side; --lr is the RL side's")
+    add_training_args(p, steps=30, lr=1e-4)
+    add_question_args(p)
+    add_rl_args(p)
+    add_sft_args(p)
+    add_system_args(p)
+    args = p.parse_args()
+    if args.average:
+        if args.init or args.resume:
+            raise UserError("--average merges finished checkpoints and --init or --resume trains; give one of them")
+        if not args.out or Path(args.out).is_dir() or Path(args.out).exists():
+            raise UserError(f"--out {args.out}: with --average this is the new checkpoint's file name; give one that does not exist")
+        args.weights = args.weights or [1 / len(args.average)] * len(args.average)
+        if len(args.weights) != len(args.average):
+            raise UserError(f"{len(args.weights)} --weights for {len(args.average)} checkpoints; give one weight each")
+        return args, None
+    args, ckpt = parse(p, PRESETS)
+    check_rl_args(args)
+    args.weights = args.weights or [0.5, 0.5]
+    if len(args.weights) != 2:
+        raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
+    saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
+    if args.sync_every < 1 or any(n % args.sync_every for n in [args.steps, *saves]):
+        raise UserError(f"--sync-every {args.sync_every} must divide --steps and every saving step ({[args.steps, *saves]}); change one")
+    return args, ckpt
+
+
+# --------------------------------------------------------------------------------------------------------- the averaging
+@torch.no_grad()
+def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
+    """Set both sides to w_A A + w_B B + (1 - w_A - w_B) anchor, and the anchor to the result. Tied weights stay tied."""
+    rest = 1.0 - sum(weights)
+    for (name, a), (_, b) in zip(side_a.named_parameters(), side_b.named_parameters(), strict=True):
+        mean = weights[0] * a + weights[1] * b
+        if abs(rest) > 1e-12:
+            mean += rest * anchor[name]
+        for target in (a, b, anchor[name]):
+            target.copy_(mean)
+
+
+def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
+    """Weighted mean of the float tensors of checkpoints, in float32. Same parent weights (by hash) and shapes required."""
+    ckpts = [load_checkpoint(path) for path in paths]
+    first = ckpts[0]
+    for path, ckpt in zip(paths, ckpts, strict=True):
+        if ckpt["model_config"] != first["model_config"] or ckpt["model"].keys() != first["model"].keys():
+            raise UserError(f"{path} has another model shape than {paths[0]}; merge checkpoints of one model")
+        if ckpt["tokenizer"] != first["tokenizer"]:
+            raise UserError(f"{path} has another tokenizer than {paths[0]}; merge checkpoints of one model")
+        if not ckpt["parent"] or not first["parent"] or ckpt["parent"]["hash"] != first["parent"]["hash"]:
+            raise UserError(f"{path} and {paths[0]} do not start from the same checkpoint; merge runs with the same --init")
+    model = {}
+    for name, tensor in first["model"].items():
+        model[name] = tensor.clone()
+        if tensor.is_floating_point():
+            kept = [(w, c["model"][name].float()) for w, c in zip(weights, ckpts, strict=True) if w]  # weight 0: not read
+            model[name] = sum((w * t for w, t in kept[1:]), start=kept[0][0] * kept[0][1])
+    parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
+    return dict(
+        format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
+        model_config=first["model_config"], tokenizer=first["tokenizer"], optimizer=None, rng={}, data={},
+        config={"average": list(paths), "weights": list(weights)}, parent={**first["parent"], "merged": parents}, metrics={},
+        versions=first["versions"],
+    )  # fmt: skip
+
+
+def main():
+    args, ckpt = parse_args()
+    if args.average:
+        writable_dir(Path(args.out).absolute().parent)
+        merged = average_checkpoints(args.average, args.weights)
+        save_checkpoint(Path(args.out), merged)
+        print(f"saved {args.out} | weights {args.weights} | {weights_hash(merged['model'])[:12]}")
+        return
+    device = setup(args)
+    start = load_start(args, ckpt, device)
+    rl_side, enc, template = start.model, start.enc, template_for(args.task)
+    sft_side = copy.deepcopy(rl_side)
+    anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
+    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+    examples = load_examples(enc, questions, template, args.gold)
+    check_context(prompts, args.max_new_tokens, rl_side.config.block_size)
+    check_context([prompt + target for prompt, target in examples], 0, rl_side.config.block_size)
+    rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
+    if ckpt:
+        rl_optimizer.load_state_dict(start.optimizer["rl"])
+        sft_optimizer.load_state_dict(start.optimizer["sft"])
+    ref = None
+    if args.kl_coef:
+        ref = copy.deepcopy(rl_side).requires_grad_(False)
+        if ckpt:
+            ref.load_state_dict(reference_weights(args, start))
+    out = Run(args, "merge", start.step)
+    print(
+        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size}, SFT {args.batch_size} of "
+        f"{len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
+    )
+
+    for step in range(start.step, args.steps):
+        began = time.time()
+        set_lr(rl_optimizer, lr := lr_at(step, args, args.lr, "constant"))
+        set_lr(sft_optimizer, lr_at(step, args, args.sft_lr, "constant"))
+        drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
+        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device)
+        metrics = rollout_metrics(batch, args.group_size) | grpo_step(rl_side, ref, rl_optimizer, batch, args, device)  # theta_A
+        pairs = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed + 1)]
+        stats = sft_gradient(sft_side, pairs, args, device)
+        check_finite(stats["loss"], step + 1, args.out)
+        metrics |= {"sft/loss": stats["loss"], "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip)}  # theta_B
+        done = step + 1
+        if done % args.sync_every == 0:
+            synchronise(rl_side, sft_side, anchor, args.weights)
+        seconds = time.time() - began
+        metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
+        metrics |= {"perf/tok_per_sec": (metrics["completion/tokens"] + stats["tokens"]) / seconds}
+        fields = {
+            "reward": f"{metrics['reward/mean']:.4f}", "hits": metrics["reward/hits"], "no signal": f"{metrics['reward/frac_zero_std_groups']:.0%}",
+            "sft": f"{stats['loss']:.4f}", "len": f"{metrics['completion/len_mean']:.0f}", "gnorm": f"{metrics['train/grad_norm']:.2f}",
+            "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
+        }  # fmt: skip
+        out.log(done, fields, metrics)
+        if out.due(done):
+            optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
+            out.save(
+                done, model=rl_side, optimizer=optimizers, tokens=start.tokens, tokenizer=tokenizer_id(enc),
+                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

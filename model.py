@@ -1,0 +1,508 @@
+"""A GPT in one file: RMSNorm, RoPE, SwiGLU, grouped-query attention, and the sampler that RL and evaluation share.
+
+Shapes: B rows, T time, C width, H heads, K key/value heads, D head size, V vocabulary, P prompts, G samples of a prompt.
+Block order is pre-norm (GPT-2, Llama) or OLMo 2's post-norm, where the norm sits on each branch's output, before the
+residual add. Presets: `world` (the laptop model), `gpt2` (GPT-2's size), `olmo2-1b` (the paper's 1B, exactly), `olmo2-4b`
+(the paper never states its 4B shape; ours is an analogue of 4.2B parameters).
+
+Reading and sampling are the same code as training: a block asks `attend(layer, q, k, v)` for its attention, and the
+caller decides whether that is plain causal attention, one that keeps the keys, or one that reads a cache.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from common import UserError
+from kernels.attention import attention
+from kernels.decode import decode_attention, prefix_tail_attention_torch
+from kernels.logprob import linear_logprob
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 1024  # the tokenizer's count; the tables are padded to vocab_multiple, and padded ids never score
+    block_size: int = 640  # longest context in tokens
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 0  # key/value heads; 0 = n_head (no grouping)
+    n_embd: int = 128
+    n_hidden: int = 352  # inner width of SwiGLU (each of gate and up)
+    post_norm: bool = False  # True: OLMo 2's order
+    qk_norm: bool = False  # RMSNorm over the full width of q and of k
+    tied: bool = True  # head weight = embedding weight
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02  # truncated at 3 sigma
+    vocab_multiple: int = 64
+
+    def __post_init__(self):
+        self.n_kv_head = self.n_kv_head or self.n_head
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
+            raise UserError(
+                f"model shape: width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads do not divide "
+                "evenly (head size must be even); change one of them"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def flops_per_token(self, T: int) -> float:
+        """Training FLOPs of one token in a context of T: 6 per matmul weight, plus causal attention (PaLM, app. B)."""
+        weights = self.n_layer * self.n_embd * (
+            2 * self.n_embd + 2 * self.n_kv_head * self.head_dim + 3 * self.n_hidden
+        ) + self.vocab_size * self.n_embd
+        return 6.0 * weights + 6.0 * self.n_layer * self.n_embd * T
+
+
+OLMO2 = dict(post_norm=True, qk_norm=True, tied=False, rope_theta=500_000.0, vocab_size=100_278, vocab_multiple=128)
+PRESETS = {
+    "world": GPTConfig(),
+    "gpt2": GPTConfig(vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048),
+    "olmo2-1b": GPTConfig(block_size=4096, n_layer=16, n_head=16, n_embd=2048, n_hidden=8192, **OLMO2),
+    "olmo2-4b": GPTConfig(block_size=4096, n_layer=24, n_head=24, n_embd=3072, n_hidden=12288, **OLMO2),
+}
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by position * theta^(-2i/D)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)  # float32 also under autocast
+
+
+class Attention(nn.Module):
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.c = c
+        self.c_attn = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False)  # q, k, v in one matmul
+        self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.n_embd, c.norm_eps)
+            self.k_norm = RMSNorm(c.n_kv_head * c.head_dim, c.norm_eps)
+
+    def forward(self, x, cos, sin, attend):
+        c, (B, T, _) = self.c, x.shape
+        qkv = self.c_attn(x)
+        heads = c.n_head + c.n_kv_head
+        v = qkv[..., heads * c.head_dim :].view(B, T, c.n_kv_head, c.head_dim)
+        if c.qk_norm:
+            q, k = qkv[..., : heads * c.head_dim].split([c.n_embd, c.n_kv_head * c.head_dim], dim=-1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
+        else:
+            qk = qkv[..., : heads * c.head_dim]
+        qk = rotate(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k turn together: half the calls
+        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, : c.n_head], qk[:, :, c.n_head :], v))  # (B, H or K, T, D)
+        return self.c_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, c.n_embd))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(c.n_embd, 2 * c.n_hidden, bias=False)  # gate and up in one matmul
+        self.c_proj = nn.Linear(c.n_hidden, c.n_embd, bias=False)
+
+    def forward(self, x):
+        gate, up = self.c_fc(x).chunk(2, dim=-1)
+        return self.c_proj(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, c: GPTConfig):
+        super().__init__()
+        self.post_norm = c.post_norm
+        self.norm_1, self.attn = RMSNorm(c.n_embd, c.norm_eps), Attention(c)
+        self.norm_2, self.mlp = RMSNorm(c.n_embd, c.norm_eps), MLP(c)
+
+    def forward(self, x, cos, sin, attend):
+        if self.post_norm:
+            x = x + self.norm_1(self.attn(x, cos, sin, attend))
+            return x + self.norm_2(self.mlp(x))
+        x = x + self.attn(self.norm_1(x), cos, sin, attend)
+        return x + self.mlp(self.norm_2(x))
+
+
+@dataclass
+class Rollout:
+    """N = P * G completions, the G samples of a prompt adjacent.
+
+    tokens (N, L) int64, zeros past the end; lengths (N,) counts the end-of-text; finished (N,) ended by end-of-text or a
+    stop string, not by length; logprobs (N, L) float32 of what was sampled, or None.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    finished: torch.Tensor
+    logprobs: torch.Tensor | None
+
+    def completions(self) -> list[list[int]]:
+        return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> torch.Tensor:
+    """Rows of ids -> (B, width) int64, padded with 0 (a real id: pads are hidden by masks and lengths, not by value)."""
+    padded = [[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows]
+    return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
+
+
+def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
+    """One number in [0, 1) a row, a pure function of (seed, question, sample, position): splitmix64, wrapping int64.
+
+    A generator's stream would tie each draw to the rows beside it; this way batch size and finished rows change nothing.
+    """
+
+    def mix(z):
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # the constants as signed int64
+            z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor  # mask: a logical, not arithmetic, shift
+        return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+    z = torch.full_like(question, seed)
+    for part in (question, sample, torch.full_like(question, position)):
+        z = mix(z + (part + 1) * -0x61C8864680B583EB)  # golden-ratio increments keep neighbouring ids apart
+    return ((z >> 40) & ((1 << 24) - 1)).to(torch.float32) / (1 << 24)  # 24 bits: exact in float32
+
+
+def sample_tokens(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Draw one id a row by inverse CDF (one uniform a row, where multinomial draws V). logits (R, V) float32, u (R,).
+
+    temperature 0 is greedy. top_p < 1 keeps the smallest set of ids whose mass reaches top_p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits / temperature, dim=-1)
+    if top_p >= 1:
+        return inverse_cdf(probs, u)
+    peak, choice = probs.max(-1)
+    open_rows = (peak < top_p).nonzero().squeeze(-1)  # elsewhere the nucleus is one id: no sort needed
+    if len(open_rows):
+        ordered, ids = probs[open_rows].topk(min(64, probs.shape[-1]), dim=-1)
+        if bool((ordered.sum(-1) < top_p).any()):  # flat rows: 64 ids do not reach top_p, so sort them all
+            ordered, ids = probs[open_rows].sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        picked = inverse_cdf(ordered.masked_fill(before >= top_p, 0.0), u[open_rows])
+        choice[open_rows] = ids.gather(1, picked[:, None]).squeeze(1)
+    return choice
+
+
+def inverse_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    cdf = probs.cumsum(-1)
+    target = u[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        c = self.config = config
+        self.impl = "auto"  # kernels: auto | triton | torch
+        self.wte = nn.Embedding(c.padded_vocab, c.n_embd)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        self.norm_f = RMSNorm(c.n_embd, c.norm_eps)
+        self.lm_head = nn.Linear(c.n_embd, c.padded_vocab, bias=False)
+        if c.tied:
+            self.lm_head.weight = self.wte.weight
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=c.init_std, a=-3 * c.init_std, b=3 * c.init_std)
+        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+        angles = torch.arange(c.block_size, dtype=torch.float64)[:, None] * frequencies
+        self.register_buffer("rope_cos", angles.cos().float(), persistent=False)
+        self.register_buffer("rope_sin", angles.sin().float(), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """(V, C): the real rows of the head; padded ids are cut here, so they can neither be sampled nor scored."""
+        return self.lm_head.weight[: self.config.vocab_size]
+
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, idx, first=None, positions=None, attend=None) -> torch.Tensor:
+        """idx (B, T) -> final hidden states (B, T, C), normed, before the head.
+
+        first (B, T) int32: query t sees keys first[b, t]..t (left padding, packed documents); None = all before it.
+        positions (B, T) int64: rotary positions; None = 0..T-1. attend(layer, q, k, v): replaces causal attention.
+        """
+        T = idx.shape[1]
+        if positions is None:
+            if T > self.config.block_size:
+                raise UserError(f"{T} tokens exceed the model's context of {self.config.block_size}; shorten the input")
+            cos, sin = self.rope_cos[None, :T, None], self.rope_sin[None, :T, None]  # (1, T, 1, D/2)
+        else:
+            cos, sin = self.rope_cos[positions].unsqueeze(2), self.rope_sin[positions].unsqueeze(2)  # (B, T, 1, D/2)
+        x = self.wte(idx)
+        for layer, block in enumerate(self.blocks):
+            if attend is None:
+                x = block(x, cos, sin, lambda q, k, v: attention(q, k, v, first=first, impl=self.impl))
+            else:
+                x = block(x, cos, sin, lambda q, k, v, layer=layer: attend(layer, q, k, v))
+        return self.norm_f(x)
+
+    def logprobs(self, hidden, targets, temperature: float = 1.0):
+        """hidden (N, C), targets (N,) -> log-prob of the targets under softmax(logits / temperature), log-sum-exp and
+        entropy, each (N,) float32; no (N, V) tensor is kept."""
+        return linear_logprob(hidden, self.head_weight, targets, temperature=temperature, impl=self.impl)
+
+    def forward(self, idx, targets=None):
+        """idx (B, T) -> logits (B, T, V), or with targets (B, T) the mean next-token loss."""
+        h = self.hidden(idx)
+        if targets is None:
+            return F.linear(h, self.head_weight)
+        return -self.logprobs(h.flatten(0, 1), targets.flatten())[0].mean()
+
+    def completion_logprobs(self, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0):
+        """Log-probs of completions after their prompts, and the entropy at each token (detached): (B, T) float32 each, with
+        mask (B, T), T the longest completion. Only completion positions meet the head. Rows are right-padded, so causality
+        hides the pads; the mask comes from lengths, never from ids, so end-of-text is scored like any token."""
+        device, B = self.device, len(prompts)
+        rows = [(p + c)[:-1] for p, c in zip(prompts, completions, strict=True)]
+        idx = pad_rows(rows, max(map(len, rows)), device)
+        lengths = torch.tensor([len(c) for c in completions], device=device)
+        steps = torch.arange(int(lengths.max()), device=device)[None]
+        mask = steps < lengths[:, None]
+        starts = torch.tensor([len(p) - 1 for p in prompts], device=device)  # a prompt's last state scores the first token
+        at = (torch.arange(B, device=device)[:, None] * idx.shape[1] + starts[:, None] + steps)[mask]  # (tokens,)
+        h = self.hidden(idx).flatten(0, 1).index_select(0, at)
+        scored, _, entropy = self.logprobs(h, pad_rows(completions, steps.shape[1], device)[mask], temperature)
+        grid = torch.zeros(mask.shape, dtype=scored.dtype, device=device)
+        return grid.masked_scatter(mask, scored), grid.masked_scatter(mask, entropy.detach()), mask
+
+    # ------------------------------------------------------------------------------------- reading and sampling
+    def read(self, rows: list[list[int]], width: int):
+        """Read prompts left-padded to `width` -> last hidden states (P, C), cache [(k, v)] each (P, K, width, D), first (P,)."""
+        idx = pad_rows(rows, width, self.device, left=True)
+        first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=self.device)
+        positions = (torch.arange(width, device=self.device)[None] - first[:, None]).clamp(min=0)
+        cache = []
+
+        def attend(layer, q, k, v):
+            cache.append((k, v))
+            return attention(q, k, v, first=first[:, None].expand(-1, width), impl=self.impl)
+
+        return self.hidden(idx, positions=positions, attend=attend)[:, -1], cache, first
+
+    def read_after(self, prefix: list[int], rows: list[list[int]], width: int):
+        """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole rows."""
+        _, shared, _ = self.read([prefix], len(prefix))
+        lengths = torch.tensor([len(r) for r in rows], device=self.device)
+        idx = pad_rows(rows, int(lengths.max()), self.device)  # right-padded: causality hides the pads
+        positions = (len(prefix) + torch.arange(idx.shape[1], device=self.device))[None].expand(len(rows), -1)
+        cache = []
+
+        def attend(layer, q, k, v):
+            wide = [k.new_zeros(len(rows), k.shape[1], width, k.shape[3]) for _ in (k, v)]
+            for i, row in enumerate(rows):  # each row's cache is [pads | prefix | row], as `read` lays it out
+                start = width - len(prefix) - len(row)
+                for whole, head, own in zip(wide, shared[layer], (k, v), strict=True):
+                    whole[i, :, start : start + len(prefix)] = head[0]
+                    whole[i, :, start + len(prefix) :] = own[i, :, : len(row)]
+            cache.append(tuple(wide))
+            return prefix_tail_attention_torch(q, *shared[layer], None, k, v, group_size=len(rows))
+
+        h = self.hidden(idx, positions=positions.clamp(max=self.config.block_size - 1), attend=attend)
+        first = (width - len(prefix) - lengths).to(torch.int32)
+        return h[torch.arange(len(rows), device=self.device), lengths - 1], cache, first
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[list[int]],
+        *,
+        n_samples: int,
+        max_new_tokens: int,
+        eos_id: int | list[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        question_ids: list[int] | None = None,
+        prefix: list[int] | None = None,
+        stop=None,
+        return_logprobs: bool = False,
+    ) -> Rollout:
+        """Sample `n_samples` completions of each prompt (or of prefix + prompt) from softmax(logits / temperature).
+
+        Every prompt and the shared prefix are read once; the samples of a prompt share its cache; finished rows leave
+        the batch. Draws depend only on (seed, question id, sample, position). On a CPU the row count is kept at 16 or
+        more and cache lengths at multiples of 16, since smaller matrices take other kernels: samples then do not depend
+        on which prompts are sampled together. `stop` (data.math_qa.StopStrings) ends a row whose text holds a stop
+        string. logprobs are of the sampling distribution at this temperature (only without top_p).
+        """
+        if return_logprobs and (top_p < 1 or temperature == 0):
+            raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
+        prefix = prefix or []
+        longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
+        if longest > self.config.block_size:
+            raise UserError(
+                f"prompt of {longest - max_new_tokens} tokens + {max_new_tokens} new tokens exceeds the context of "
+                f"{self.config.block_size}; shorten one"
+            )
+        was_training, device = self.training, self.device
+        self.eval()
+        V, P, G = self.config.vocab_size, len(prompts), n_samples
+        eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id, device=device)
+        width = round_up(max(map(len, prompts)) + len(prefix), 16)
+        h, cache, first = self.read_after(prefix, prompts, width) if prefix else self.read(prompts, width)
+        question = torch.tensor(question_ids if question_ids is not None else range(P), device=device)
+
+        # Slots: prompt p's samples sit in slots p * group .. p * group + G - 1 of the tail cache.
+        group = round_up(G, 16)
+        heads, D = self.config.n_kv_head, self.config.head_dim
+        capacity = round_up(max_new_tokens, 16)
+        tails = [tuple(k.new_empty(P * group, heads, capacity, D) for _ in "kv") for k, _ in cache]
+        for tail in tails:
+            for t in tail:
+                t.zero_()  # slots that no row uses yet are read by padded groups: zeros, not garbage
+        tokens = torch.zeros(P * G, max_new_tokens, dtype=torch.long)
+        logprobs = torch.zeros(P * G, max_new_tokens) if return_logprobs else None
+        lengths = torch.full((P * G,), max_new_tokens)
+        finished = torch.zeros(P * G, dtype=torch.bool)
+
+        row = torch.arange(P * G, device=device)  # the active completions ...
+        slot = row // G * group + row % G  # ... and where their tails are
+        h = h.repeat_interleave(G, dim=0)
+        for step in range(max_new_tokens):
+            logits = F.linear(h, self.head_weight).float()[: len(row)]
+            u = uniform_noise(seed, question[row // G], row % G, step)
+            new = sample_tokens(logits, u, temperature, top_p)
+            if return_logprobs:
+                scaled = logits / temperature
+                logprobs[row.cpu(), step] = (scaled.gather(1, new[:, None])[:, 0] - scaled.logsumexp(-1)).cpu()
+            tokens[row.cpu(), step] = new.cpu()
+            done = torch.isin(new, eos)
+            if stop is not None:
+                for i in stop.candidates.to(device)[new].nonzero().squeeze(-1).tolist():
+                    done[i] |= stop(tokens[row[i], max(0, step - 15) : step + 1].tolist())
+            lengths[row[done].cpu()] = step + 1
+            finished[row[done].cpu()] = True
+            row, slot, new = row[~done], slot[~done], new[~done]
+            if len(row) == 0 or step + 1 == max_new_tokens:
+                break
+
+            # Drop prompts whose samples have all ended, and halve the groups when every prompt has few left.
+            prompt = slot // group
+            alive, counts = prompt.unique_consecutive(return_counts=True)
+            smaller = min(group, round_up(int(counts.max()), 16))
+            if len(alive) <= 0.75 * len(first) or smaller < group:
+                place = torch.repeat_interleave(torch.arange(len(alive), device=device), counts)
+                within = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[place]
+                target = place * smaller + within
+                used = round_up(step + 1, 16)
+                for layer, tail in enumerate(tails):
+                    fresh = [t.new_zeros(len(alive) * smaller, heads, capacity, D) for t in tail]
+                    for new_tail, t in zip(fresh, tail, strict=True):
+                        new_tail[target, :, :used] = t[slot, :, :used]
+                    tails[layer] = tuple(fresh)
+                    cache[layer] = tuple(t[alive] for t in cache[layer])
+                slot, group, first = target, smaller, first[alive]
+                prompt = slot // group
+
+            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last one.
+            filler = max(16, round_up(len(row), 8)) - len(row)
+            at = torch.cat((slot, slot[-1:].expand(filler)))
+            position = (width - first.long())[at // group] + step  # real prompt length + step
+            used = round_up(step + 1, 16)
+
+            def attend(layer, q, k, v, at=at, group=group, used=used, step=step, first=first):
+                for tail, fresh in zip(tails[layer], (k, v), strict=True):
+                    tail[at, :, step] = fresh[:, :, 0].to(tail.dtype)
+                grouped = q.new_zeros(len(first) * group, q.shape[1], q.shape[3])
+                grouped[at] = q[:, :, 0]
+                out = decode_attention(
+                    grouped,
+                    *cache[layer],
+                    first,
+                    *(t[:, :, :used] for t in tails[layer]),
+                    group_size=group,
+                    tail_lengths=step + 1,
+                    impl=self.impl,
+                )
+                return out[at].unsqueeze(2)
+
+            new = torch.cat((new, new[-1:].expand(filler)))
+            h = self.hidden(new[:, None], positions=position[:, None], attend=attend)[:, 0]
+        self.train(was_training)
+        L = int(lengths.max())
+        return Rollout(tokens[:, :L], lengths, finished, logprobs[:, :L] if return_logprobs else None)
+
+    @torch.no_grad()
+    def continuation_logprobs(self, contexts, choices, micro_batch_tokens: int = 8192) -> list[list[tuple[float, bool]]]:
+        """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy choice).
+
+        A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
+        cut to about `micro_batch_tokens` tokens of context, which changes memory and speed only.
+        """
+        was_training = self.training
+        self.eval()
+        results: list = [None] * len(contexts)
+        order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+        while order:
+            width = round_up(len(contexts[order[0]]), 16)  # the longest of what is left
+            count = max(1, micro_batch_tokens // width)
+            batch, order = order[:count], order[count:]
+            for i, scores in zip(batch, self._score_choices([contexts[i] for i in batch], [choices[i] for i in batch], width), strict=True):
+                results[i] = scores
+        self.train(was_training)
+        return results
+
+    def _score_choices(self, contexts, choices, width):
+        last, cache, first = self.read(contexts, width)
+        group, device = max(map(len, choices)), self.device
+        flat = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
+        T = max(max(len(c) for c in flat) - 1, 1)
+        idx = pad_rows([c[:-1] for c in flat], T, device)  # the context's last state scores a choice's first token
+        positions = (width - first.long()).repeat_interleave(group)[:, None] + torch.arange(T, device=device)
+
+        def attend(layer, q, k, v):
+            return prefix_tail_attention_torch(q, *cache[layer], first, k, v, group_size=group)
+
+        h = self.hidden(idx, positions=positions.clamp(max=self.config.block_size - 1), attend=attend)
+        h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, flat))]
+        real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in flat], device=device)[:, None]
+        targets = pad_rows(flat, h.shape[1], device)[real]
+        logits = F.linear(h[real], self.head_weight).float()
+        scores = torch.zeros(real.shape, device=device)
+        scores[real] = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        wrong = torch.zeros(real.shape, dtype=torch.bool, device=device)
+        wrong[real] = logits.argmax(-1) != targets
+        rows = list(zip(scores.double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
+        return [rows[i * group : i * group + len(item)] for i, item in enumerate(choices)]
+
+
+def build_model(preset: str, **overrides) -> GPT:
+    return GPT(replace(PRESETS[preset], **overrides))
+
+
+def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str = "auto") -> GPT:
+    """The model of a checkpoint (common.load_checkpoint). UserError if its weights do not fit its own shape."""
+    try:
+        model = GPT(GPTConfig(**ckpt["model_config"]))
+        model.load_state_dict(ckpt["model"])
+    except (RuntimeError, TypeError) as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: its weights do not fit its model_config ({detail}); the file is damaged, use another") from error
+    model.impl = impl
+    return model.to(device)

@@ -1,0 +1,142 @@
+"""Pre-train a GPT from scratch on token files and keep checkpoints along the way: the paper's M_t (section 1 of its setup).
+
+Objective, over all target tokens n of a step (all micro-batches):
+    loss = -1/n sum log p(x_t | x_<t)  +  z_loss * 1/n sum (log sum_v exp logit_v)^2
+AdamW, linear warm-up, cosine to 10 % of the peak, global gradient clip.
+
+Departures from the paper: (1) the default is the laptop world (a 0.8M model, 8M tokens); `--preset olmo2-1b` with the
+flags below is the paper's run; (2) checkpoints are log-spaced by default, the paper keeps one every 1000 steps;
+(3) attention crosses document borders inside a window, as in the paper's stack.
+
+    python -m data.world --out data/world                      # once, under a minute
+    python train_pretrain.py --out runs/base                   # 8M tokens, about 8 minutes on 2 laptop cores
+    python train_pretrain.py --data data/dolmino --preset olmo2-1b --block-size 4096 --batch-tokens 2097152 --steps 23842 \\
+        --lr 4e-4 --warmup-steps 477 --z-loss 1e-5 --micro-batch-size 4 --save-every 1000 --seed 6198 --out runs/1b
+"""
+
+import argparse
+import time
+
+import torch
+
+from common import (
+    Run, UserError, add_system_args, add_training_args, check_finite, lr_at, make_optimizer, note_changes, parse,
+    run, set_lr, setup, step_with_clip,
+)  # fmt: skip
+from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
+from data.tokens import TokenMix, load_meta, val_batches
+from kernels.attention import choose_impl
+from model import PRESETS, build_model, load_model
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_args(p, steps=800, lr=3e-3, init=False)
+    g = p.add_argument_group("Model and data")
+    g.add_argument("--preset", default="world", choices=list(PRESETS), help="model shape")
+    g.add_argument("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
+    g.add_argument("--block-size", type=int, default=640, help="window in tokens")
+    g.add_argument("--batch-tokens", type=int, default=10_240, help="tokens of one optimizer step, all micro-batches")
+    g.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log-sum-exp; 0 = off")
+    g.add_argument("--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts")
+    g.add_argument("--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints")
+    g.add_argument("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
+    add_system_args(p)
+    args, ckpt = parse(p)
+    if args.batch_tokens < args.block_size:
+        raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
+    if not ckpt and not args.save_at and not args.save_every:
+        if args.save_tokens:
+            per_step = args.batch_tokens // args.block_size * args.block_size
+            args.save_at = sorted({min(args.steps, max(1, round(n / per_step))) for n in args.save_tokens})
+        else:  # log-spaced: the last step and halves of it, five in all
+            args.save_at = sorted({max(1, args.steps >> i) for i in range(5)})
+    return args, ckpt
+
+
+# ------------------------------------------------------------------------------------------------------- the objective
+def pretrain_loss(model, batch, denom: int, z_loss: float):
+    """Next-token loss summed over batch (B, T+1) and divided by `denom`, the target tokens of the WHOLE step.
+    Returns (loss with z-loss, plain loss)."""
+    h = model.hidden(batch[:, :-1])
+    logprobs, lse, _ = model.logprobs(h.flatten(0, 1), batch[:, 1:].flatten())
+    nll = -logprobs.sum() / denom
+    return (nll + z_loss * lse.square().sum() / denom if z_loss else nll), nll.detach()
+
+
+@torch.no_grad()
+def validation_loss(model, args, device) -> float:
+    """Mean next-token loss in nats over held-out text."""
+    total, count = 0.0, 0
+    for batch in val_batches(args.data, args.block_size, args.micro_batch_size, args.eval_tokens):
+        with device.autocast():
+            total += pretrain_loss(model, batch.to(device.device), 1, 0.0)[1].item()
+        count += batch[:, 1:].numel()
+    return total / count
+
+
+def main():
+    args, ckpt = parse_args()
+    device = setup(args)
+    meta = load_meta(args.data)
+    if args.mix not in meta["mixes"]:
+        raise UserError(f"--mix {args.mix}: {args.data} has {', '.join(meta['mixes'])}; choose one of them")
+    enc = load_tokenizer(args.data)
+    rows = args.batch_tokens // args.block_size
+    data = TokenMix(args.data, meta["mixes"][args.mix], args.block_size, rows, args.seed)
+    identity = {"tokenizer": meta["tokenizer"]["hash"], "files": meta["files"], "mix": meta["mixes"][args.mix]}
+
+    start, tokens = 0, 0
+    if ckpt:
+        check_tokenizer(enc, ckpt["tokenizer"], args.resume)
+        model = load_model(ckpt, args.resume, device.device)
+        start, tokens = ckpt["step"], ckpt["tokens"]
+        note_changes(ckpt, identity)
+    else:
+        model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
+    model.impl = args.kernels
+    optimizer = make_optimizer(model, args)
+    if ckpt:
+        optimizer.load_state_dict(ckpt["optimizer"])
+    out = Run(args, "train_pretrain", start)
+    step_tokens = rows * args.block_size
+    impl, why = choose_impl(args.kernels, device.device.type)
+    print(
+        f"{model.n_params() / 1e6:.2f}M parameters | kernels {impl} ({why}) | {step_tokens:,} tokens a step | {args.steps} steps, "
+        f"{args.steps * step_tokens / 1e6:.1f}M tokens | checkpoints at {args.save_at or f'every {args.save_every}'}"
+    )
+
+    for step in range(start, args.steps):
+        began = time.time()
+        lr = lr_at(step, args, args.lr, "cosine")
+        set_lr(optimizer, lr)
+        batch = data.batch(step).to(device.device)  # (rows, T+1)
+        loss, denom = 0.0, batch[:, 1:].numel()
+        for micro in batch.split(args.micro_batch_size):
+            with device.autocast():
+                objective, nll = pretrain_loss(model, micro, denom, args.z_loss)
+            objective.backward()
+            loss += nll
+        loss = float(loss)
+        check_finite(loss, step + 1, args.out)
+        norm = step_with_clip(model, optimizer, args.grad_clip)
+        tokens += step_tokens
+
+        done, seconds = step + 1, time.time() - began
+        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr, "train/tokens": tokens}
+        metrics |= {"perf/tok_per_sec": step_tokens / seconds, "perf/step_ms": 1e3 * seconds}
+        if out.due(done) or (args.eval_every and done % args.eval_every == 0):
+            metrics["eval/loss"] = validation_loss(model, args, device)
+        fields = {"loss": f"{loss:.4f}", "gnorm": f"{norm:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{step_tokens / seconds:,.0f}"}
+        if "eval/loss" in metrics:
+            fields = {"val": f"{metrics['eval/loss']:.4f}", **fields}
+        out.log(done, fields, metrics)
+        if out.due(done):
+            out.save(
+                done, model=model, optimizer=optimizer.state_dict(), tokens=tokens, tokenizer=tokenizer_id(enc),
+                data={"position": done, "identity": identity}, parent=None, metrics=metrics,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,304 @@
+"""Direct RL from a checkpoint: GRPO with a binary, verifiable reward (paper section "Direct RL"; DeepSeekMath eq. 3).
+
+One step: P prompts, G completions of each from softmax(logits / temperature) over the full vocabulary, reward r in {0, 1}.
+    advantage   A_i = (r_i - mean_group) / (std_group + 1e-6), std with ddof 1; exactly 0 where all rewards are equal
+    ratio       w_t = exp(logprobs - old_logprobs)
+    surrogate   min(w A, clip(w, 1 - clip_low, 1 + clip_high) A), and at least dual_clip * A where A < 0
+    KL          k3 = exp(d) - d - 1 with d = ref_logprobs - logprobs, reference = the starting checkpoint
+    loss      = - sum over completion tokens of c_i (surrogate - kl_coef * k3)
+with c_i = 1 / (tokens of the update) [--loss-norm token], 1 / (rows * length_i) [sequence], 1 / (rows * max_new_tokens)
+[constant]. End-of-text is a trained token; truncated completions stay in and are rewarded only if right.
+
+Departures from the paper: (1) `--loss-norm token` divides by the tokens of the whole update, the paper's code by those of
+each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
+A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
+
+    python train_rl.py --init runs/base/ckpt_000800.pt --out runs/rl                       # laptop, about 2 minutes
+    python train_rl.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_rl
+"""
+
+import argparse
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+
+from common import (
+    Run, UserError, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw, load_start,
+    lr_at, make_optimizer, parse, reference_weights, run, set_lr, setup, step_with_clip,
+)  # fmt: skip
+from data.math_qa import extract_answer, format_prompt, load_questions, reward, template_for
+from data.tokenizer import decode, tokenizer_id
+
+PRESETS = {
+    "laptop": {},
+    "paper": dict(
+        lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4, kl_coef=1e-3,
+        max_new_tokens=2048, weight_decay=0.01,
+    ),
+}  # fmt: skip
+
+
+def add_rl_args(p) -> None:
+    g = p.add_argument_group("Rollouts and the RL objective")
+    g.add_argument("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
+    g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
+    g.add_argument("--max-new-tokens", type=int, default=80, help="longest completion in tokens")
+    g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
+    g.add_argument("--updates-per-batch", type=int, default=1, help="disjoint prompt mini-batches of a rollout batch, one update each")
+    g.add_argument("--loss-norm", default="token", choices=["token", "sequence", "constant"])
+    g.add_argument("--adv-norm", default="std", choices=["std", "none"], help="divide centred rewards by the group's std, or not")
+    g.add_argument("--clip-low", type=float, default=0.2)
+    g.add_argument("--clip-high", type=float, default=0.2)
+    g.add_argument("--dual-clip", type=float, default=3.0, help="bound on the ratio where the advantage is negative; 0 = off")
+    g.add_argument("--kl-coef", type=float, default=0.0, help="weight of k3 to the starting checkpoint; 0 keeps no reference in memory")
+
+
+def check_rl_args(args) -> None:
+    if args.group_size < 2:
+        raise UserError(f"--group-size {args.group_size}: a group needs at least 2 completions to have a baseline; try --group-size 8")
+    if not 1 <= args.updates_per_batch <= args.prompts_per_step:
+        raise UserError(f"--updates-per-batch {args.updates_per_batch}: needs 1 to --prompts-per-step ({args.prompts_per_step}); lower it")
+    if args.temperature <= 0:
+        raise UserError(f"--temperature {args.temperature}: rollouts are sampled, so it must be above 0; the paper uses 1")
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
+    add_training_args(p, steps=30, lr=1e-4)
+    add_question_args(p)
+    add_rl_args(p)
+    add_system_args(p)
+    args, ckpt = parse(p, PRESETS)
+    check_rl_args(args)
+    return args, ckpt
+
+
+# ------------------------------------------------------------------------------------------------------- the objective
+def group_advantages(rewards: torch.Tensor, group_size: int, norm: str = "std") -> torch.Tensor:
+    """rewards (P * G,), groups adjacent -> advantages (P * G,): centred per group, over (std + 1e-6) with ddof 1 unless
+    norm is "none". A group of equal rewards gets exactly 0."""
+    groups = rewards.view(-1, group_size)
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    if norm == "std":
+        advantages = advantages / (groups.std(dim=1, keepdim=True) + 1e-6)
+    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
+    return advantages.masked_fill(equal, 0.0).view(-1)  # rounding in the mean must not become a signal
+
+
+def loss_weights(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> torch.Tensor:
+    """c_i of each row of ONE update (before any micro-batch is cut): lengths (B,) in tokens -> (B,)."""
+    if loss_norm == "token":
+        return torch.full_like(lengths, 1.0 / float(lengths.sum()), dtype=torch.float32)
+    if loss_norm == "sequence":
+        return 1.0 / (len(lengths) * lengths.float())
+    return torch.full_like(lengths, 1.0 / (len(lengths) * max_new_tokens), dtype=torch.float32)
+
+
+def grpo_loss(logprobs, old_logprobs, advantages, mask, weights, clip_low, clip_high, dual_clip=0.0, ref_logprobs=None, kl_coef=0.0):
+    """The clipped surrogate with the k3 penalty, summed over completion tokens with per-row weights c_i.
+
+    logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages and
+    weights: (B,), the weights from `loss_weights` over the whole update, so micro-batches simply add up.
+    Returns (loss, stats): sums over tokens of clipped, kl, and the extreme ratios.
+    """
+    mask = mask.float()
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.exp()  # (B, T), exactly 1 on the first update of a batch
+    adv = advantages[:, None]
+    surrogate = torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
+    if dual_clip:  # a sample of negative advantage that has become likely: bound its push (Ye et al. 2020)
+        surrogate = torch.where(adv < 0, torch.maximum(surrogate, dual_clip * adv), surrogate)
+    stats = {
+        "clipped": (((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).float() * mask).sum().item(),
+        "ratio_min": ratio.min().item(),
+        "ratio_max": ratio.max().item(),
+        "kl": 0.0,
+    }
+    if ref_logprobs is not None:
+        d = (ref_logprobs - logprobs) * mask
+        k3 = d.exp() - d - 1  # >= 0, unbiased for KL(policy || reference) on the policy's samples (Schulman 2020)
+        surrogate = surrogate - kl_coef * k3
+        stats["kl"] = (k3.detach() * mask).sum().item()
+    return -(surrogate * mask * weights[:, None]).sum(), stats
+
+
+# ------------------------------------------------------------------------------------------------ rollouts and scoring
+@dataclass
+class Batch:
+    """N = P * G completions with their rewards; rows of a prompt adjacent."""
+
+    prompts: list[list[int]]  # (N) ids
+    completions: list[list[int]]  # (N) ids, end-of-text included when it was sampled
+    lengths: torch.Tensor  # (N,) completion tokens
+    rewards: torch.Tensor  # (N,) 0 or 1
+    advantages: torch.Tensor  # (N,)
+    texts: list[str]
+    finished: torch.Tensor  # (N,) bool: ended by end-of-text
+
+    def rows(self, part: list[int]):
+        return [self.prompts[r] for r in part], [self.completions[r] for r in part]
+
+
+def rollout(model, enc, questions, prompts, indices, step, args, device) -> Batch:
+    """Sample G completions of each drawn question, check the answers, centre the rewards."""
+    with device.autocast():
+        out = model.generate(
+            [prompts[i] for i in indices], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature, seed=args.seed * 1_000_003 + step, question_ids=indices, eos_id=enc.eot_token,
+        )  # fmt: skip
+    completions = out.completions()
+    texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
+    gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
+    rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
+    return Batch(
+        [prompts[i] for i in indices for _ in range(args.group_size)], completions, out.lengths, rewards,
+        group_advantages(rewards, args.group_size, args.adv_norm), texts, out.finished,
+    )  # fmt: skip
+
+
+def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
+    """Cut an update's rows into micro-batches of similar length (padding and cache misses cost more than the sort)."""
+    rows = sorted(rows, key=lambda i: len(batch.prompts[i]) + len(batch.completions[i]))
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
+    """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch, or
+    None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
+    weights = dict(zip(rows, loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens).tolist(), strict=True))
+    total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "entropy": 0.0, "tokens": 0, "ratio_min": 1.0, "ratio_max": 1.0}
+    for i, part in enumerate(signal_micro_batches(batch, rows, args)):
+        prompts, completions = batch.rows(part)
+        with device.autocast():
+            logprobs, entropy, mask = model.completion_logprobs(prompts, completions, args.temperature)
+            ref_logprobs = None
+            if ref is not None:
+                with torch.no_grad():
+                    ref_logprobs = ref.completion_logprobs(prompts, completions, args.temperature)[0]
+        loss, stats = grpo_loss(
+            logprobs, logprobs.detach() if old is None else old[i], batch.advantages[part].to(mask.device), mask,
+            torch.tensor([weights[r] for r in part], device=mask.device), args.clip_low, args.clip_high, args.dual_clip,
+            ref_logprobs, args.kl_coef,
+        )  # fmt: skip
+        loss.backward()
+        for key in ("clipped", "kl"):
+            total[key] += stats[key]
+        total["loss"] += loss.item()
+        total["entropy"] += entropy.sum().item()
+        total["tokens"] += int(mask.sum())
+        total["ratio_min"] = min(total["ratio_min"], stats["ratio_min"])
+        total["ratio_max"] = max(total["ratio_max"], stats["ratio_max"])
+    return total
+
+
+def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]:
+    """Micro-batches of the rows that have a gradient. With no KL, a row of zero advantage has none: it counts in the
+    denominator (its c_i is spent on it) but need not be computed. Most rows of an early checkpoint are of this kind."""
+    if args.kl_coef == 0:
+        rows = [r for r in rows if batch.advantages[r] != 0]
+    return micro_batches(batch, rows, args.micro_batch_size)
+
+
+def grpo_step(model, ref, optimizer, batch: Batch, args, device) -> dict:
+    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
+    per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
+    updates = [rows.flatten().tolist() for rows in per_update]
+    old = [None]  # later updates meet a policy that has moved: take their old_logprobs now, cut as they will be
+    for rows in updates[1:]:
+        with torch.no_grad(), device.autocast():
+            old.append([
+                model.completion_logprobs(*batch.rows(part), args.temperature)[0]
+                for part in signal_micro_batches(batch, rows, args)
+            ])  # fmt: skip
+    results = []
+    for rows, old_logprobs in zip(updates, old, strict=True):
+        stats = grpo_gradient(model, ref, batch, rows, args, device, old_logprobs)
+        check_finite(stats["loss"], "an RL update", args.out)
+        stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip)
+        results.append(stats)
+    tokens = max(1, sum(r["tokens"] for r in results))
+    return {
+        "train/loss": sum(r["loss"] for r in results) / len(results),
+        "train/grad_norm": sum(r["grad_norm"] for r in results) / len(results),
+        "policy/kl": sum(r["kl"] for r in results) / tokens,
+        "policy/clip_frac": sum(r["clipped"] for r in results) / tokens,
+        "policy/entropy": sum(r["entropy"] for r in results) / tokens,
+        "policy/ratio_min": min(r["ratio_min"] for r in results),
+        "policy/ratio_max": max(r["ratio_max"] for r in results),
+        "policy/ratio_max_first_update": results[0]["ratio_max"],
+    }
+
+
+def rollout_metrics(batch: Batch, group_size: int) -> dict:
+    groups = batch.rewards.view(-1, group_size)
+    lengths = batch.lengths.float()
+    return {
+        "reward/mean": batch.rewards.mean().item(),
+        "reward/std": batch.rewards.std().item(),
+        "reward/hits": int(batch.rewards.sum()),
+        "reward/frac_zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
+        "completion/len_mean": lengths.mean().item(),
+        "completion/len_max": int(lengths.max()),
+        "completion/len_mean_finished": lengths[batch.finished].mean().item() if batch.finished.any() else None,
+        "completion/frac_truncated": 1 - batch.finished.float().mean().item(),
+        "completion/parse_failure": sum(extract_answer(t) is None for t in batch.texts) / len(batch.texts),
+        "completion/tokens": int(batch.lengths.sum()),
+    }
+
+
+def main():
+    args, ckpt = parse_args()
+    device = setup(args)
+    start = load_start(args, ckpt, device)
+    model, enc = start.model, start.enc
+    template = template_for(args.task)
+    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+    check_context(prompts, args.max_new_tokens, model.config.block_size)
+    optimizer = make_optimizer(model, args)
+    if ckpt:
+        optimizer.load_state_dict(start.optimizer)
+    ref = None
+    if args.kl_coef:
+        ref = copy.deepcopy(model).requires_grad_(False)
+        if ckpt:
+            ref.load_state_dict(reference_weights(args, start))
+    out = Run(args, "train_rl", start.step)
+    print(
+        f"{len(questions)} {args.task} questions | {args.prompts_per_step} prompts x {args.group_size} = "
+        f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each"
+    )
+
+    for step in range(start.step, args.steps):
+        began = time.time()
+        set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
+        batch = rollout(model, enc, questions, prompts, draw(len(questions), args.prompts_per_step, step, args.seed), step, args, device)
+        sampled = time.time()
+        metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device)
+        seconds, done = time.time() - began, step + 1
+        metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
+        metrics |= {"perf/sample_ms": 1e3 * (sampled - began), "perf/tok_per_sec": metrics["completion/tokens"] / seconds}
+        fields = {
+            "reward": f"{metrics['reward/mean']:.4f}", "hits": metrics["reward/hits"], "no signal": f"{metrics['reward/frac_zero_std_groups']:.0%}",
+            "loss": f"{metrics['train/loss']:+.4f}", "len": f"{metrics['completion/len_mean']:.0f}", "kl": f"{metrics['policy/kl']:.4f}",
+            "gnorm": f"{metrics['train/grad_norm']:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
+        }  # fmt: skip
+        out.log(done, fields, metrics)
+        if out.due(done) or done == 1:
+            best = int(batch.rewards.argmax())
+            out.samples(done, [
+                {"prompt": enc.decode(batch.prompts[i][1:]), "completion": batch.texts[i], "extracted": extract_answer(batch.texts[i]), "reward": batch.rewards[i].item()}
+                for i in dict.fromkeys([0, args.group_size, best])
+            ])  # fmt: skip
+        if out.due(done):
+            out.save(
+                done, model=model, optimizer=optimizer.state_dict(), tokens=start.tokens, tokenizer=tokenizer_id(enc),
+                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,123 @@
+"""Supervised fine-tuning from a checkpoint: next-token loss on the solution alone (paper sections "SFT" and "SFT-Gold").
+
+    loss = - sum over target tokens of log p(token | prompt, tokens before) / n
+with n the target tokens of the whole step (`--sft-loss-norm token`), or 1 (`--sft-loss-norm sum`: the paper's, where the
+gradient clip then sets the length of every step). The target is the solution, a newline and end-of-text.
+`--gold` trains on every solution of a question, otherwise on its first one.
+
+Departures from the paper: laptop defaults; `--preset paper` holds the final recipe (lr 4e-5, batch 512, 9500 steps).
+
+    python train_sft.py --init runs/base/ckpt_000800.pt --out runs/sft            # laptop, under a minute
+    python train_sft.py --init runs/base/ckpt_000800.pt --gold --out runs/sft_gold
+    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_sft
+"""
+
+import argparse
+import time
+
+import torch
+
+from common import (
+    Run, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw, load_start, lr_at,
+    make_optimizer, parse, run, set_lr, setup, step_with_clip,
+)  # fmt: skip
+from data.math_qa import format_prompt, format_target, load_questions, template_for
+from data.tokenizer import tokenizer_id
+
+PRESETS = {
+    "laptop": {},
+    "paper": dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm="sum", weight_decay=0.01),
+}
+
+
+def add_sft_args(p) -> None:
+    g = p.add_argument_group("The SFT objective")
+    g.add_argument("--batch-size", type=int, default=64, help="examples of one optimizer step")
+    g.add_argument("--gold", action=argparse.BooleanOptionalAction, default=False, help="all solutions of a question, not the first")
+    g.add_argument("--sft-loss-norm", default="token", choices=["token", "sum"], help="divide by the step's target tokens, or not")
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
+    add_training_args(p, steps=200, lr=2e-4)
+    add_question_args(p)
+    add_sft_args(p)
+    p.add_argument("--epochs", type=float, help="passes over the examples; sets --steps")
+    add_system_args(p)
+    return parse(p, PRESETS)
+
+
+# ------------------------------------------------------------------------------------------------------- the objective
+def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, target ids) of each training example; the target ends with end-of-text, which is trained."""
+    return [
+        (
+            [enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))],
+            [*enc.encode_ordinary(format_target(q, solution, template)), enc.eot_token],
+        )
+        for q in questions
+        for solution in (q.solutions if gold else q.solutions[:1])
+    ]
+
+
+def sft_loss(logprobs, mask, denom) -> torch.Tensor:
+    """logprobs, mask (B, T), mask 1 on target tokens; denom: target tokens of the WHOLE step, not of this micro-batch."""
+    return -(logprobs * mask).sum() / denom
+
+
+def sft_gradient(model, examples, args, device) -> dict:
+    """Add the gradient of one step (all micro-batches of `examples`) to .grad; micro-batches hold rows of similar length."""
+    examples = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))
+    tokens = sum(len(target) for _, target in examples)
+    denom = tokens if args.sft_loss_norm == "token" else 1.0
+    total = 0.0
+    for i in range(0, len(examples), args.micro_batch_size):
+        prompts, targets = map(list, zip(*examples[i : i + args.micro_batch_size], strict=True))
+        with device.autocast():
+            logprobs, _, mask = model.completion_logprobs(prompts, targets)
+        loss = sft_loss(logprobs, mask, denom)
+        loss.backward()
+        total += loss.item()
+    return {"loss": total, "tokens": tokens}
+
+
+def main():
+    args, ckpt = parse_args()
+    device = setup(args)
+    start = load_start(args, ckpt, device)
+    model, enc = start.model, start.enc
+    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    examples = load_examples(enc, questions, template_for(args.task), args.gold)
+    check_context([prompt + target for prompt, target in examples], 0, model.config.block_size)
+    if args.epochs and not ckpt:
+        args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
+        args.warmup_steps = min(50, args.steps // 10)
+    optimizer = make_optimizer(model, args)
+    if ckpt:
+        optimizer.load_state_dict(start.optimizer)
+    out = Run(args, "train_sft", start.step)
+    epochs = args.steps * args.batch_size / len(examples)
+    print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {args.steps} steps of {args.batch_size}: {epochs:.1f} epochs")
+
+    for step in range(start.step, args.steps):
+        began = time.time()
+        set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
+        batch = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed)]
+        stats = sft_gradient(model, batch, args, device)
+        check_finite(stats["loss"], step + 1, args.out)
+        norm = step_with_clip(model, optimizer, args.grad_clip)
+        seconds, done = time.time() - began, step + 1
+        metrics = {"train/loss": stats["loss"], "train/grad_norm": norm, "train/lr": lr, "train/updates": done}
+        metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}
+        fields = {"loss": f"{stats['loss']:.4f}", "gnorm": f"{norm:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}"}
+        out.log(done, fields, metrics)
+        if out.due(done):
+            out.save(
+                done, model=model, optimizer=optimizer.state_dict(), tokens=start.tokens, tokenizer=tokenizer_id(enc),
+                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)
