@@ -1,0 +1,488 @@
+r"""Math questions: loading, templates, few-shot prefixes, stop strings, answer extraction and reward, all in one place,
+so that SFT, RL and evaluation cannot disagree.
+
+| task      | rows                                                         | splits                                    |
+|-----------|--------------------------------------------------------------|-------------------------------------------|
+| gsm, hard | a world folder's {problem, generated_solution,               | train, val, test                          |
+|           | expected_answer, problem_source}                             |                                           |
+| gsm8k     | {question, answer}; ends `#### N`, `<<..>>` marks (MIT)      | test 1,319; val: 500 of the 7,473 train   |
+| svamp     | array of {Body, Question, Equation, Answer} (MIT)            | test 1,000                                |
+| math      | {problem, solution[, answer]} (MIT)                          | test 500; val: 450 of the 4,500 train     |
+| openmath  | OpenMathInstruct-2 rows, keys as the world's (CC BY 4.0)     | train; val: a tenth, at most 1,000        |
+
+Real files are looked for under the given folder, then under $REAL_DATA. Validation questions of the real sets are drawn
+from train with a fixed seed and are not in the train split that is returned.
+
+    python -m data.math_qa show gsm8k --split test --limit 2
+    python -m data.math_qa prompt gsm8k --n-shot 2
+    python -m data.math_qa score completions.jsonl        # rows {"completion", "gold"}
+"""
+
+import argparse
+import gzip
+import json
+import os
+import random
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import tiktoken
+import torch
+
+from common import UserError, run
+from data.tokenizer import token_bytes
+
+WORLD_TASKS = ("gsm", "hard")
+REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out of train where it has no file
+    "gsm8k": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
+    "svamp": {"test": "svamp/SVAMP.json"},
+    "math": {"train": "math/math_train_4500.jsonl", "test": "math/math500_test.jsonl"},
+    "openmath": {"train": "multi_solution/openmathinstruct2_rows.jsonl"},
+}
+TASKS = WORLD_TASKS + tuple(REAL_FILES)
+NUMERIC_TASKS = ("gsm", "hard", "gsm8k", "svamp")  # their gold answers must be numbers
+HELD_OUT = {"gsm8k": 500, "math": 500, "openmath": 1000}  # validation questions, at most a tenth of train
+HELD_OUT_SEED = 42
+
+
+@dataclass
+class Question:
+    """One question. `solutions` are correct, in the target form of the task's template; the first is plain SFT's."""
+
+    qid: str
+    problem: str
+    solutions: list[str]
+    answer: str
+    source: str
+
+
+# ---------------------------------------------------------------- templates
+@dataclass(frozen=True)
+class Template:
+    """How a question becomes text. Exemplars are prompt + target, joined by `shot_separator` alone."""
+
+    name: str
+    prompt: str  # has {problem}
+    target: str  # has {solution}
+    marker: str  # how a solution states its answer: "####" or "boxed"
+    stops: tuple[str, ...]  # a completion ends before the first of these, or at end-of-text
+    shot_separator: str = ""
+
+
+BOXED_SENTENCE = r"Let's think step by step and output the final answer within \boxed{}."
+TEMPLATES = {
+    "world": Template("world", "Q: {problem}\nA:", " {solution}\n", "####", ("\n",)),
+    "gsm8k": Template("gsm8k", "Question: {problem}\nAnswer:", " {solution}\n", "####", ("Question:",), "\n"),
+    # a model that runs on into a new problem is stopped before the box of the instruction's next copy
+    "boxed": Template(
+        "boxed",
+        "{problem} " + BOXED_SENTENCE.replace("{}", "{{}}") + "\n",
+        "{solution}",
+        "boxed",
+        (r"final answer within \boxed{}",),
+        "\n\n",
+    ),
+}
+TASK_TEMPLATE = {
+    "gsm": "world",
+    "hard": "world",
+    "gsm8k": "gsm8k",
+    "svamp": "gsm8k",
+    "math": "boxed",
+    "openmath": "boxed",
+}
+
+
+def template_for(task: str) -> Template:
+    """The template of a task, or the template of that name."""
+    name = TASK_TEMPLATE.get(task, task)
+    if name not in TEMPLATES:
+        raise UserError(
+            f"task {task!r}: unknown; give one of {', '.join(TASKS)} (or a template: {', '.join(TEMPLATES)})"
+        )
+    return TEMPLATES[name]
+
+
+def format_prompt(question: Question, template: Template) -> str:
+    return template.prompt.format(problem=question.problem)
+
+
+def format_target(question: Question, solution: str, template: Template) -> str:
+    """Text after the prompt, end-of-text not included. A solution with the other marker gets the template's."""
+    if template.marker == "boxed" and boxed_answer(solution) is None:
+        solution = solution.split("####")[0].rstrip() + f"\nThe answer is \\boxed{{{question.answer}}}."
+    elif template.marker == "####" and "####" not in solution:
+        gap = " " if "\n" in template.stops else "\n"  # a template that stops at a newline holds one-line solutions
+        solution = f"{solution}{gap}#### {question.answer}"
+    return template.target.format(solution=solution)
+
+
+def few_shot_prefix(train_questions: Sequence[Question], n_shot: int, seed: int, template: Template) -> str:
+    """`n_shot` worked exemplars drawn once with `seed`, the same for every question; goes before `format_prompt`."""
+    if n_shot < 0 or n_shot > len(train_questions):
+        raise UserError(
+            f"--n-shot {n_shot}: the train split has {len(train_questions)} questions; ask for 0 to that many"
+        )
+    chosen = random.Random(seed).sample(list(train_questions), n_shot)
+    exemplars = (format_prompt(q, template) + format_target(q, q.solutions[0], template) for q in chosen)
+    return "".join(text + template.shot_separator for text in exemplars)
+
+
+def encode_prompts(
+    enc: tiktoken.Encoding, prompts: Sequence[str], prefix: str = ""
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of end-of-text + prefix + prompt for each prompt, split into the part that all share and the rest of each.
+
+    Whole texts are encoded, since a token may span the seam; then the longest common beginning that leaves every row
+    a token is parted off, for `generate(prefix=..)`. One prompt, or an empty prefix, shares the end-of-text only.
+    """
+    rows = [[enc.eot_token, *ids] for ids in enc.encode_ordinary_batch([prefix + p for p in prompts], num_threads=1)]
+    if not rows:
+        return [enc.eot_token], []
+    shared = 1
+    if prefix:
+        limit = min(min(map(len, rows)) - 1, 1 + len(enc.encode_ordinary(prefix)))
+        while shared < limit and all(row[shared] == rows[0][shared] for row in rows):
+            shared += 1
+    return rows[0][:shared], [row[shared:] for row in rows]
+
+
+# ---------------------------------------------------------------- stop strings
+def cut(text: str, stops: Iterable[str]) -> str:
+    """`text` before the first stop string in it."""
+    ends = [end for end in (text.find(stop) for stop in stops) if end >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class StopStrings:
+    """Tells a sampler when a row's text holds a stop string.
+
+    candidates (n_vocab,) bool: tokens that hold the last byte of some stop string. Only a row whose newest token is one
+    of these needs the call, `stops(ids) -> bool`, which looks at the bytes of the last few ids.
+    """
+
+    def __init__(self, tokenizer: tiktoken.Encoding, stops: Iterable[str]):
+        self.stops = tuple(stops)
+        if "" in self.stops:
+            raise UserError("stop string '': empty, it would stop everywhere; leave it out")
+        self._table = token_bytes(tokenizer)
+        self._needles = [stop.encode() for stop in self.stops]
+        self._reach = max(
+            map(len, self._needles), default=0
+        )  # tokens that a stop string can span: each has a byte at least
+        self.candidates = torch.tensor([any(n[-1:] in (t or b"") for n in self._needles) for t in self._table])
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        tail = ids[-self._reach :] if self._reach else []
+        text = b"".join((self._table[i] if 0 <= i < len(self._table) else None) or b"" for i in tail)
+        return any(needle in text for needle in self._needles)
+
+    def cut(self, text: str) -> str:
+        return cut(text, self.stops)
+
+
+# ---------------------------------------------------------------- answers
+MAX_DIGITS = 200  # longer numbers are compared as text: no quadratic big-number work on what a model babbles
+_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_LAST_NUMBER = re.compile(
+    rf"(?:(?<![0-9A-Za-z)])[-+])?\\?\$?(?:{_INTEGER}(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)(?:/[0-9]+)?"
+)
+_NUMBER_THEN_WORDS = re.compile(rf"([-+]?\\?\$?[-+]?{_INTEGER}(?:\.[0-9]+)?)\s+(?:[A-Za-z]{{2}}|[0-9])")
+_BRACES = re.compile(r"(\\boxed\s*\{)|\\[{}]|([{}])")
+_DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
+_RATIONAL = re.compile(
+    rf"(?P<sign>[-+]?)(?:(?P<num>{_DECIMAL})(?:/(?P<den>[-+]?(?:{_DECIMAL})))?"
+    rf"|\\[dt]?frac(?:\{{(?P<fnum>[-+]?(?:{_DECIMAL}))\}}|(?P<fnum1>[0-9]))(?:\{{(?P<fden>[-+]?(?:{_DECIMAL}))\}}|(?P<fden1>[0-9])))"
+)
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""Content of the last complete `\boxed{..}`, braces nested to any depth; one pass, so long texts cost nothing."""
+    best, stack = None, []  # stack of (start of a box's content | None for a plain brace)
+    for match in _BRACES.finditer(text):
+        if match.group(1):
+            stack.append(match.end())
+        elif match.group(2) == "{":
+            stack.append(None)
+        elif match.group(2) == "}" and stack:
+            start = stack.pop()
+            if start is not None and (best is None or start > best[0]):
+                best = (start, match.start())
+    return text[slice(*best)].strip() or None if best else None
+
+
+def extract_answer(text: str, flexible: bool = False) -> str | None:
+    r"""The answer a text states, or None: what follows the first `####` on its line, else the last `\boxed{..}`;
+    with `flexible`, else the last number. Of "#### 72 dollars" the number is taken. A final period is dropped."""
+    answer = None
+    if "####" in text:
+        answer = text.split("####", 2)[1].lstrip(" \t").split("\n", 1)[0].strip()
+        number = _NUMBER_THEN_WORDS.match(answer)
+        answer = number.group(1) if number else answer
+    answer = answer or boxed_answer(text)
+    if not answer and flexible:
+        answer = next(iter([m.group() for m in _LAST_NUMBER.finditer(text)][-1:]), None)
+    return (answer.removesuffix(".").strip() or None) if answer else None
+
+
+def _clean(answer: str) -> str:
+    r"""Drop `$`, `\$`, spaces (LaTeX's too), thousands commas (not those of a bracketed list) and one final period."""
+    text = answer.replace("\\$", "").replace("$", "").replace("\\!", "").replace("\\,", "")
+    text = text.replace("\\ ", " ").replace("\\;", " ").replace("\\:", " ")
+    if not any(bracket in text for bracket in "(["):
+        text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+    return "".join(text.split()).removesuffix(".")
+
+
+def parse_number(answer: str) -> Fraction | None:
+    r"""Exact value of an integer, decimal, `a/b` or `\frac{a}{b}` (also \dfrac, \tfrac); None for anything else."""
+    text = _clean(answer)
+    match = _RATIONAL.fullmatch(text) if len(text) <= MAX_DIGITS else None
+    if match is None:
+        return None
+    part = match.groupdict()
+    top, bottom = part["num"] or part["fnum"] or part["fnum1"], part["den"] or part["fden"] or part["fden1"] or "1"
+    if not Fraction(bottom):
+        return None
+    value = Fraction(top) / Fraction(bottom)
+    return -value if part["sign"] == "-" else value
+
+
+def answers_equal(a: str | None, b: str | None) -> bool:
+    """Same cleaned text, or same exact rational. No percent, unit or base conversion. None never equals None."""
+    if a is None or b is None:
+        return False
+    text_a, text_b = _clean(a), _clean(b)
+    if not text_a or not text_b:
+        return False
+    if text_a == text_b:
+        return True
+    value = parse_number(a)
+    return value is not None and value == parse_number(b)
+
+
+def reward(completion: str, gold: str) -> float:
+    r"""1.0 when the answer stated by `####` or `\boxed{}` equals `gold`, else 0.0. The training reward."""
+    return float(answers_equal(extract_answer(completion), gold))
+
+
+def reward_flexible(completion: str, gold: str) -> float:
+    """As `reward`, but the last number counts when no marker states an answer. For evaluation only."""
+    return float(answers_equal(extract_answer(completion, flexible=True), gold))
+
+
+def guess_floor(train_answers: Iterable[str], test_answers: Iterable[str], ks: Iterable[int]) -> dict[int, float]:
+    """pass@k of answers drawn blindly from the training answers: mean over test of 1 - (1 - share of the answer)^k."""
+
+    def key(answer: str):
+        value = parse_number(answer)
+        return _clean(answer) if value is None else value
+
+    shares, tests = Counter(map(key, train_answers)), [key(answer) for answer in test_answers]
+    total = sum(shares.values())
+    if not total or not tests:
+        raise UserError("guess floor: no training or no test answers; give both")
+    return {k: sum(1 - (1 - shares[t] / total) ** k for t in tests) / len(tests) for k in ks}
+
+
+# ---------------------------------------------------------------- loading
+def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSONL file, gzipped or not; blank lines are passed over. Errors name file and line."""
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f"{path}:{number}: expected a JSON object, got {type(row).__name__}; mend that line"
+                    )
+                yield number, row
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove that line") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number + 1}: not UTF-8 text; convert the file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read it ({error}); check the path and that the file is whole") from None
+
+
+def find_file(relative: str, folder: str | os.PathLike | None) -> Path:
+    """`relative` under `folder`, else under $REAL_DATA; UserError when in neither."""
+    roots = [Path(root) for root in (folder, os.environ.get("REAL_DATA")) if root]
+    for root in roots:
+        if (root / relative).is_file():
+            return root / relative
+    places = " and ".join(map(str, roots)) or "no folder"
+    raise UserError(f"{relative}: not found (looked in {places}); set REAL_DATA to the folder that holds it")
+
+
+def _text(row: dict, key: str, where: str) -> str:
+    value = row.get(key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(int(value) if value == int(value) else value) if abs(value) < 1e15 else str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {key!r} must be text that is not empty, got {value!r}; mend that row")
+    return value.strip()
+
+
+def _read_row(row: dict, where: str) -> tuple[str, str, str, str]:
+    """(problem, solution, gold, source) of a row of any of the schemas above."""
+    if "expected_answer" in row:
+        source = str(row.get("problem_source", ""))
+        return (
+            _text(row, "problem", where),
+            _text(row, "generated_solution", where),
+            _text(row, "expected_answer", where),
+            source,
+        )
+    if "question" in row:
+        solution = re.sub(r"<<[^<>\n]*>>", "", _text(row, "answer", where))
+        return _text(row, "question", where), solution, extract_answer(solution) or "", "gsm8k"
+    if "Body" in row:
+        body, gold = _text(row, "Body", where), _text(row, "Answer", where)
+        problem = body + (" " if body[-1] in ".,?!" else ". ") + _text(row, "Question", where)
+        return problem, f"{row.get('Equation', '')} = {gold}\n#### {gold}", gold, "svamp"
+    if "solution" in row:
+        solution = _text(row, "solution", where)
+        return (
+            _text(row, "problem", where),
+            solution,
+            _text(row, "answer", where) if "answer" in row else boxed_answer(solution) or "",
+            "math",
+        )
+    keys = ", ".join(sorted(map(str, row)))[:80]
+    raise UserError(f"{where}: keys {keys!r} are of no known question file; see the table in data/math_qa.py")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    if path.suffix != ".json":
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+        return
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read it as JSON ({error}); check the file") from None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f"{path}: expected a JSON array of objects; check the file")
+    yield from ((f"{path}: item {number}", row) for number, row in enumerate(items, 1))
+
+
+def load_questions(path_or_folder: str | os.PathLike | None, task: str, split: str) -> list[Question]:
+    """Questions of one task and split, in file order. `path_or_folder`: a world folder, a folder that holds the real
+    files, or one question file (then `task` says how to read its gold, and `split` is held out of it as above).
+
+    Rows of the same problem become one question with several solutions. UserError: no such file or split, empty file,
+    malformed line, a gold answer that cannot be parsed (not a number; for math and openmath: empty).
+    """
+    if task not in TASKS:
+        raise UserError(f"task {task!r}: unknown; give one of {', '.join(TASKS)}")
+    given = Path(path_or_folder) if path_or_folder else None
+    files = {s: f"{s}.jsonl" for s in ("train", "val", "test")} if task in WORLD_TASKS else REAL_FILES[task]
+    has_val = task in HELD_OUT  # its validation questions come out of the train file
+    if split not in files and not (split == "val" and has_val):
+        raise UserError(
+            f"task {task!r} has no {split!r} split; use one of {', '.join([*files, 'val'] if has_val else files)}"
+        )
+    path = given if given and given.is_file() else None
+    if path is None and task in WORLD_TASKS:
+        path = (given or Path(".")) / files[split]
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; make the world with `python -m data.world`, or give its folder")
+    path = path or find_file(files["train" if split == "val" else split], given)
+
+    questions: dict[str, Question] = {}
+    rows = 0
+    for where, row in _rows(path):
+        rows += 1
+        problem, solution, gold, source = _read_row(row, where)
+        if not gold or (task in NUMERIC_TASKS and parse_number(gold) is None):
+            raise UserError(f"{where}: gold answer {gold!r} cannot be parsed; mend or remove that row")
+        if row.get("is_correct") is False:
+            continue  # files of sampled solutions mark the wrong ones
+        if task in WORLD_TASKS and source != task:
+            continue
+        known = questions.setdefault(problem, Question(f"{task}/{len(questions)}", problem, [], gold, source))
+        if not answers_equal(known.answer, gold):
+            raise UserError(
+                f"{where}: gold answer {gold!r}, but an earlier row of the same problem has {known.answer!r}; mend one"
+            )
+        if solution not in known.solutions:
+            known.solutions.append(solution)
+    if not questions:
+        reason = f"no row has problem_source {task!r}" if rows else "the file is empty"
+        raise UserError(f"{path}: no questions ({reason}); make or fetch the file again")
+    found = list(questions.values())
+    if not has_val or split == "test":
+        return found
+    n_val = min(HELD_OUT[task], len(found) // 10)
+    held = set(random.Random(HELD_OUT_SEED).sample(range(len(found)), n_val))
+    found = [q for i, q in enumerate(found) if (i in held) == (split == "val")]
+    if not found:
+        raise UserError(f"{path}: too few questions to hold out a {split} split; use train, or a larger file")
+    return found
+
+
+# ---------------------------------------------------------------- command line
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.math_qa", description="Show, prompt and score math questions."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print questions with their gold answers")
+    prompt = commands.add_parser("prompt", help="print a few-shot prompt as the model sees it")
+    for command in (show, prompt):
+        command.add_argument("task", choices=TASKS)
+        command.add_argument("--data", default="data/world", help="folder of the world or of real files")
+        command.add_argument("--split", default="val", choices=("train", "val", "test"))
+        command.add_argument("--limit", type=int, default=3, help="questions to print (default 3)")
+    prompt.add_argument("--n-shot", type=int, default=8, help="worked exemplars from train (0 = none)")
+    prompt.add_argument("--seed", type=int, default=0, help="which exemplars")
+    prompt.add_argument("--template", choices=TEMPLATES, help="override the task's template")
+    score = commands.add_parser("score", help="score a JSONL of {completion, gold}")
+    score.add_argument("file")
+    args = parser.parse_args()
+
+    if args.command == "score":
+        strict, flexible, failures, n = 0.0, 0.0, 0, 0
+        for number, row in read_jsonl(args.file):
+            where = f"{args.file}:{number}"
+            completion = row.get("completion")
+            if not isinstance(completion, str):
+                raise UserError(f"{where}: 'completion' must be text, got {completion!r}; mend that row")
+            gold = _text(row, "gold", where)
+            strict, flexible, n = strict + reward(completion, gold), flexible + reward_flexible(completion, gold), n + 1
+            failures += extract_answer(completion) is None
+        if not n:
+            raise UserError(f"{args.file}: no rows; give a JSONL of {{completion, gold}}")
+        print(
+            f"{n} completions | exact_match_strict {strict / n:.4f} | exact_match_flexible {flexible / n:.4f} | "
+            f"parse_failure {failures / n:.4f}"
+        )
+        return
+    questions = load_questions(args.data, args.task, args.split)
+    if args.command == "show":
+        n_solutions = sum(len(q.solutions) for q in questions)
+        print(f"{args.task} {args.split}: {len(questions)} questions, {n_solutions} solutions")
+        for q in questions[: args.limit]:
+            print(f"\n[{q.qid}] {q.problem}\n  gold {q.answer}; solutions:")
+            for solution in q.solutions:
+                print("  | " + solution.replace("\n", "\n  | "))
+        return
+    template = template_for(args.template or args.task)
+    train = load_questions(args.data, args.task, "train") if args.n_shot else []
+    prefix = few_shot_prefix(train, args.n_shot, args.seed, template)
+    for q in questions[: args.limit]:
+        print(f"{prefix}{format_prompt(q, template)}\n--- stops {template.stops}, gold {q.answer}")
+
+
+if __name__ == "__main__":
+    run(main)
