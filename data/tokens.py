@@ -1,0 +1,365 @@
+"""Token files: weighted mixtures read from disk with an exact position, and the command that prepares them from text.
+
+A data folder holds, at least:
+    meta.json            {"format": 1, "kind": "world" | "text", "tokenizer": {"name", "file", "hash", "n_vocab"},
+                          "files": {"general.bin": {"dtype": "uint16", "tokens": N}, ...}, "val": "val.bin",
+                          "mixes": {"base": {"general.bin": 0.8, "math.bin": 0.2}, ...}, "block_size": T, "seed": 0}
+    tokenizer.tiktoken   the ranks
+    *.bin                little-endian uint16 (uint32 above 65,536 tokens); every document starts with end-of-text
+Token files are memory-mapped: no copy of the corpus is held.
+
+    python -m data.tokens notes.txt web.jsonl.gz --tokenizer gpt2 --out data/mine
+    python -m data.tokens $REAL_DATA/general/* --math $REAL_DATA/gsm8k/train.jsonl --tokenizer gpt2 --out data/real
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+
+from common import UserError, run
+from data.math_qa import format_prompt, format_target, load_questions, read_jsonl, template_for
+from data.tokenizer import load_tokenizer, save_ranks, tokenizer_id
+
+FORMAT = 1
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+PIECE = 16_384  # characters of a plain text file that make one document
+
+
+# ---------------------------------------------------------------- reading a data folder
+def load_meta(folder: str | os.PathLike) -> dict:
+    """meta.json of a data folder, checked: format, keys, and that every token file is there and whole."""
+    path = Path(folder) / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(
+            f"{path}: no such data folder; make it with `python -m data.world` or `python -m data.tokens`"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); prepare the folder again") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        got = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise UserError(f"{path}: format {got!r}, but this code reads format {FORMAT}; prepare the folder again")
+    missing = [key for key in ("kind", "tokenizer", "files", "mixes", "val", "block_size") if key not in meta]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; prepare the folder again")
+    for name in meta["files"]:
+        _open_tokens(Path(folder), meta, name)
+    return meta
+
+
+def _open_tokens(folder: Path, meta: dict, name: str) -> np.ndarray:
+    """Memory map of one token file, (tokens,) of its dtype."""
+    if name not in meta["files"]:
+        raise UserError(f"{folder}/meta.json: no token file {name!r}; it has {', '.join(meta['files'])}")
+    info, path = meta["files"][name], folder / name
+    dtype = DTYPES.get(info.get("dtype"))
+    if dtype is None:
+        raise UserError(f"{path}: dtype {info.get('dtype')!r}, but token files are uint16 or uint32; prepare it again")
+    size, needed = (path.stat().st_size if path.is_file() else -1), info["tokens"] * dtype.itemsize
+    if size != needed or not needed:
+        raise UserError(
+            f"{path}: {'missing' if size < 0 else f'{size} bytes'}, but meta.json names {info['tokens']} tokens "
+            f"({needed} bytes, more than 0); prepare the folder again"
+        )
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+
+
+class TokenMix:
+    """Training batches from a weighted mixture of token files.
+
+    `batch(step)` is a pure function of (seed, step), so the position is the step and resume is exact. Row r = step *
+    batch_rows + b takes its file from a golden-ratio sequence over the weights (any stretch of rows has each file's
+    share to within a few rows). Within a file the rows walk its blocks of `block_size` in an order drawn anew for each
+    epoch, from a start drawn anew, the stream taken as a ring: no block repeats before all were seen, and block
+    borders differ between epochs.
+
+    mix: {file: weight} or the name of a mix in meta.json. UserError for an unknown file or mix, bad weights, a file
+    shorter than a block, a damaged file.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, mix: dict[str, float] | str, block_size: int, batch_rows: int, seed: int = 0
+    ):
+        self.meta = load_meta(folder)
+        if isinstance(mix, str):
+            if mix not in self.meta["mixes"]:
+                raise UserError(f"--mix {mix}: {folder} has the mixes {', '.join(self.meta['mixes'])}; choose one")
+            mix = self.meta["mixes"][mix]
+        weights = np.array([mix[name] for name in mix], dtype=np.float64)
+        if not len(weights) or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+            raise UserError(f"mix {mix}: weights must be numbers of 0 or more with a sum above 0")
+        if block_size < 1 or batch_rows < 1:
+            raise UserError(f"block size {block_size}, {batch_rows} rows a batch: both must be at least 1")
+        self.names = [name for name in mix if mix[name] > 0]
+        self.streams = [_open_tokens(Path(folder), self.meta, name) for name in self.names]
+        for name, stream in zip(self.names, self.streams, strict=True):
+            if len(stream) < block_size + 1:
+                raise UserError(
+                    f"{Path(folder) / name}: {len(stream)} tokens, fewer than a row of {block_size} + 1; "
+                    "lower the block size or prepare more text"
+                )
+        self.mix, self.block_size, self.batch_rows, self.seed = dict(mix), block_size, batch_rows, seed
+        self.n_vocab = self.meta["tokenizer"]["n_vocab"]
+        self._bounds = np.cumsum(weights[weights > 0] / weights.sum())[:-1]
+        self._offset = np.uint64(_hash64(f"{seed}"))
+        self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+        self._rows, self._taken = 0, np.zeros(len(self.names), dtype=np.int64)  # rows before self._rows, by file
+        self.step = 0  # the next batch in sequence, for state_dict
+
+    def _files(self, start: int, stop: int) -> np.ndarray:
+        """File number of rows start..stop-1."""
+        rows = np.arange(start, stop, dtype=np.uint64)
+        ring = rows * np.uint64(0x9E3779B97F4A7C15) + self._offset  # multiples of the golden ratio, modulo 1
+        return np.searchsorted(self._bounds, (ring >> np.uint64(11)) * 2.0**-53, side="right")
+
+    def _order(self, file: int, epoch: int) -> tuple[int, np.ndarray]:
+        """(start in the ring, order of the blocks) of one epoch of a file."""
+        if (file, epoch) not in self._orders:
+            self._orders.pop((file, epoch - 2), None)  # at most two epochs of a file are alive in one batch sequence
+            rng = np.random.default_rng(_hash64(f"{self.seed}:{self.names[file]}:{epoch}"))
+            n = len(self.streams[file])
+            self._orders[file, epoch] = int(rng.integers(n)), rng.permutation(n // self.block_size)
+        return self._orders[file, epoch]
+
+    def batch(self, step: int) -> torch.Tensor:
+        """Rows of batch `step`: (batch_rows, block_size + 1) int64; inputs are [:, :-1], targets [:, 1:]."""
+        first = step * self.batch_rows
+        if first < self._rows:
+            self._rows, self._taken = 0, np.zeros_like(self._taken)
+        while self._rows < first:  # only after a jump: count the rows passed over, a million at a time
+            stop = min(first, self._rows + 1_000_000)
+            self._taken += np.bincount(self._files(self._rows, stop), minlength=len(self.names))
+            self._rows = stop
+        out = np.empty((self.batch_rows, self.block_size + 1), dtype=np.int64)
+        for row, file in enumerate(self._files(first, first + self.batch_rows)):
+            stream = self.streams[file]
+            epoch, block = divmod(int(self._taken[file]), len(stream) // self.block_size)
+            start, order = self._order(file, epoch)
+            begin = (start + int(order[block]) * self.block_size) % len(stream)
+            head = stream[begin : begin + self.block_size + 1]
+            out[row, : len(head)] = head
+            out[row, len(head) :] = stream[: self.block_size + 1 - len(head)]  # the ring closes
+            self._taken[file] += 1
+        self._rows += self.batch_rows
+        self.step = step + 1
+        if out.max() >= self.n_vocab:
+            names = ", ".join(self.names)
+            raise UserError(f"token id {out.max()} in {names}, but the vocabulary has {self.n_vocab}; prepare it again")
+        return torch.from_numpy(out)
+
+    def state_dict(self) -> dict:
+        """Position and identity of the data, plain values for a checkpoint."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "block_size": self.block_size,
+            "batch_rows": self.batch_rows,
+            "mix": dict(self.mix),
+            "tokens": {name: len(stream) for name, stream in zip(self.names, self.streams, strict=True)},
+            "tokenizer": self.meta["tokenizer"]["hash"],
+        }
+
+    def load_state_dict(self, state: dict) -> list[str]:
+        """Take the position of `state`; returns the names of what else differs from it, for the caller to report."""
+        ours = self.state_dict()
+        self.step = state["step"]
+        return [key for key in ours if key != "step" and ours[key] != state.get(key)]
+
+
+def val_batches(
+    folder: str | os.PathLike, block_size: int, batch_rows: int, max_tokens: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Held-out text in file order: (rows, block_size + 1) int64, the last batch with fewer rows. Scores at most
+    max_tokens targets (at least one row; None or 0 = all). The same every time. An incomplete last row is left out."""
+    folder = Path(folder)
+    meta = load_meta(folder)
+    stream = _open_tokens(folder, meta, meta["val"])
+    n_rows = (len(stream) - 1) // block_size
+    if n_rows < 1:
+        raise UserError(
+            f"{folder / meta['val']}: {len(stream)} tokens, fewer than a row of {block_size} + 1; "
+            "lower the block size or prepare more text"
+        )
+    if max_tokens:
+        n_rows = min(n_rows, max(1, max_tokens // block_size))
+    return _val_rows(stream, n_rows, block_size, batch_rows)
+
+
+def _val_rows(stream: np.ndarray, n_rows: int, block_size: int, batch_rows: int) -> Iterator[torch.Tensor]:
+    for first in range(0, n_rows, batch_rows):
+        starts = range(first * block_size, min(first + batch_rows, n_rows) * block_size, block_size)
+        yield torch.from_numpy(np.stack([stream[s : s + block_size + 1] for s in starts]).astype(np.int64))
+
+
+# ---------------------------------------------------------------- writing a data folder
+class TokenWriter:
+    """Appends documents to a token file, end-of-text first. `close()` gives the file's entry in meta.json."""
+
+    def __init__(self, path: str | os.PathLike, enc: tiktoken.Encoding):
+        self.enc, self.tokens = enc, 0
+        self.dtype = "uint16" if enc.n_vocab <= 65536 else "uint32"
+        self._file = open(path, "wb")
+
+    def add(self, text: str) -> None:
+        ids = np.array([self.enc.eot_token, *self.enc.encode_ordinary(text)], dtype=DTYPES[self.dtype])
+        self._file.write(ids.tobytes())
+        self.tokens += len(ids)
+
+    def close(self) -> dict:
+        self._file.close()
+        return {"dtype": self.dtype, "tokens": self.tokens}
+
+
+def write_meta(folder: str | os.PathLike, enc: tiktoken.Encoding, meta: dict) -> None:
+    """Write tokenizer.tiktoken, then meta.json (`meta` + format + tokenizer): a folder that has it is whole."""
+    folder = Path(folder)
+    save_ranks(enc._mergeable_ranks, folder / "tokenizer.tiktoken")
+    meta = {"format": FORMAT, "tokenizer": tokenizer_id(enc) | {"file": "tokenizer.tiktoken"}, **meta}
+    (folder / "meta.json.part").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    os.replace(folder / "meta.json.part", folder / "meta.json")
+
+
+def read_documents(path: str | os.PathLike) -> Iterator[str]:
+    """Documents of a .jsonl or .jsonl.gz file (Dolma form, one {"text"} a line) or of a UTF-8 text file, which is cut
+    at line ends into pieces of about 16,000 characters, so that some can be held out."""
+    path = Path(path)
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        for number, row in read_jsonl(path):
+            if not isinstance(row.get("text"), str):
+                raise UserError(f'{path}:{number}: needs a "text" string, has keys {sorted(row)}; mend that row')
+            if row["text"].strip():
+                yield row["text"]
+        return
+    if path.suffix != ".txt":
+        raise UserError(f"{path}: unknown kind of file; give .txt, .jsonl or .jsonl.gz")
+    try:
+        with open(path, encoding="utf-8") as lines:
+            piece, size = [], 0
+            for line in lines:
+                piece.append(line)
+                size += len(line)
+                if size >= PIECE:
+                    yield "".join(piece)
+                    piece, size = [], 0
+            if "".join(piece).strip():
+                yield "".join(piece)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read it as UTF-8 text ({error}); check the file") from None
+
+
+def read_worksheets(path: str | os.PathLike, enc: tiktoken.Encoding, max_tokens: int, seed: int) -> Iterator[str]:
+    """Documents of 1 to 10 worked problems from a question file, joined exactly as few-shot prompts are and at most
+    max_tokens long (a single longer problem stays whole). Only the train part: held-out validation questions
+    (data.math_qa) do not enter pre-training."""
+    first = next((row for _, row in read_jsonl(path)), {})
+    kinds = {"question": "gsm8k", "expected_answer": "openmath", "solution": "math"}
+    task = next((kinds[key] for key in kinds if key in first), None)
+    if task is None:
+        raise UserError(f"{path}: not a question file (GSM8K, MATH or OpenMathInstruct-2 rows); see data/math_qa.py")
+    template, rng = template_for(task), random.Random(seed)
+    sheet, used, wanted = "", 0, rng.randint(1, 10)
+    for question in load_questions(path, task, "train"):
+        worked = format_prompt(question, template) + format_target(question, question.solutions[0], template)
+        size = len(enc.encode_ordinary(worked))
+        if sheet and (wanted == 0 or used + size > max_tokens):
+            yield sheet
+            sheet, used, wanted = "", 0, rng.randint(1, 10)
+        sheet, used, wanted = sheet + worked + template.shot_separator, used + size, wanted - 1
+    yield sheet
+
+
+def prepare(
+    files: Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    enc: tiktoken.Encoding,
+    *,
+    math: Iterable[str | os.PathLike] = (),
+    math_weight: float = 0.2,
+    val_fraction: float = 0.02,
+    block_size: int = 1024,
+    seed: int = 0,
+) -> dict:
+    """Tokenize `files` to general.bin and the questions of `math` to math.bin, but a share of the documents, chosen by
+    hash, to val.bin. Mixes: base (math_weight of the tokens are math), math-heavy (twice that). Returns meta.json."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "meta.json").unlink(missing_ok=True)  # no longer whole
+        sources = {"general.bin": (doc for path in files for doc in read_documents(path))}
+        math = list(math)
+        if math:
+            sources["math.bin"] = (d for path in math for d in read_worksheets(path, enc, block_size, seed))
+        val = TokenWriter(out / "val.bin", enc)
+        entries = {}
+        for name, documents in sources.items():
+            writer = TokenWriter(out / name, enc)
+            for text in documents:
+                held_out = _hash64(f"{seed}:{text}") < val_fraction * 2**64
+                (val if held_out else writer).add(text)
+            entries[name] = writer.close()
+        entries["val.bin"] = val.close()
+        for name, entry in entries.items():
+            if entry["tokens"] < block_size + 1:
+                raise UserError(
+                    f"{out / name}: {entry['tokens']} tokens, fewer than a row of {block_size} + 1; "
+                    "give more text, a larger --val-fraction or a smaller --block-size"
+                )
+        shares = {"base": math_weight, "math-heavy": min(0.9, 2 * math_weight)} if math else {"base": 0.0}
+        mixes = {k: {"general.bin": 1 - w} | ({"math.bin": w} if math else {}) for k, w in shares.items()}
+        meta = {"kind": "text", "files": entries, "mixes": mixes, "val": "val.bin", "block_size": block_size}
+        write_meta(out, enc, meta | {"seed": seed, "guess_floor": {}})
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write ({error.strerror}); give a writable folder with space") from None
+    return load_meta(out)
+
+
+# ---------------------------------------------------------------- command line
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.tokens", description="Prepare a data folder from text.")
+    parser.add_argument("files", nargs="+", help=".txt, .jsonl or .jsonl.gz ({text} a line, the Dolma form)")
+    parser.add_argument("--math", nargs="+", default=[], metavar="FILE", help="question files, made into worksheets")
+    parser.add_argument("--math-weight", type=float, default=0.2, help="share of math in the mix `base` (default 0.2)")
+    parser.add_argument("--tokenizer", default="gpt2", help="world, gpt2, cl100k_base or a file (default gpt2)")
+    parser.add_argument("--val-fraction", type=float, default=0.02, help="share of documents held out (default 0.02)")
+    parser.add_argument("--block-size", type=int, default=1024, help="training window in tokens; bounds worksheets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True, metavar="DIR")
+    args = parser.parse_args()
+    if not 0 < args.val_fraction < 1 or not 0 < args.math_weight < 1:
+        parser.error(
+            f"--val-fraction {args.val_fraction}, --math-weight {args.math_weight}: both must lie between 0 and 1"
+        )
+    if args.block_size < 1:
+        parser.error(f"--block-size {args.block_size}: must be at least 1")
+
+    enc = load_tokenizer(args.tokenizer)
+    meta = prepare(
+        args.files,
+        args.out,
+        enc,
+        math=args.math,
+        math_weight=args.math_weight,
+        val_fraction=args.val_fraction,
+        block_size=args.block_size,
+        seed=args.seed,
+    )
+    for name, entry in meta["files"].items():
+        print(f"{args.out}/{name}: {entry['tokens']:,} tokens, {entry['dtype']}")
+    print(f"mixes {json.dumps(meta['mixes'])}, tokenizer {enc.name} ({enc.n_vocab:,} tokens)")
+
+
+if __name__ == "__main__":
+    run(main)
