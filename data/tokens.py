@@ -182,8 +182,9 @@ class TokenMix:
 def val_batches(
     folder: str | os.PathLike, block_size: int, batch_rows: int, max_tokens: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """Held-out text in file order: (rows, block_size + 1) int64, the last batch with fewer rows. Scores at most
-    max_tokens targets (at least one row; None or 0 = all). The same every time. An incomplete last row is left out."""
+    """Held-out text, the same every time: (rows, block_size + 1) int64, the last batch with fewer rows. max_tokens
+    bounds the targets (at least one row; None or 0 = all) by taking rows evenly spaced over the file, whose kinds of
+    text lie one behind the other. An incomplete last row is left out."""
     folder = Path(folder)
     meta = load_meta(folder)
     stream = _open_tokens(folder, meta, meta["val"])
@@ -193,15 +194,14 @@ def val_batches(
             f"{folder / meta['val']}: {len(stream)} tokens, fewer than a row of {block_size} + 1; "
             "lower the block size or prepare more text"
         )
-    if max_tokens:
-        n_rows = min(n_rows, max(1, max_tokens // block_size))
-    return _val_rows(stream, n_rows, block_size, batch_rows)
-
-
-def _val_rows(stream: np.ndarray, n_rows: int, block_size: int, batch_rows: int) -> Iterator[torch.Tensor]:
-    for first in range(0, n_rows, batch_rows):
-        starts = range(first * block_size, min(first + batch_rows, n_rows) * block_size, block_size)
-        yield torch.from_numpy(np.stack([stream[s : s + block_size + 1] for s in starts]).astype(np.int64))
+    wanted = min(n_rows, max(1, max_tokens // block_size)) if max_tokens else n_rows
+    starts = [i * n_rows // wanted * block_size for i in range(wanted)]
+    return (
+        torch.from_numpy(
+            np.stack([stream[s : s + block_size + 1] for s in starts[i : i + batch_rows]]).astype(np.int64)
+        )
+        for i in range(0, wanted, batch_rows)
+    )
 
 
 # ---------------------------------------------------------------- writing a data folder
