@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from kernels.dispatch import describe, matmul_dtype
+
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
 CHECKPOINT_KEYS = "format stage step tokens model model_config tokenizer optimizer rng data config parent metrics versions"
 
@@ -142,8 +144,9 @@ def setup(args) -> Device:
         dtype_why = "the GPU has bfloat16" if gpu_bf16 else "bfloat16 is the default only on GPUs that have it"
     else:
         dtype, dtype_why = getattr(torch, args.dtype), "asked for"
-        if dtype == torch.bfloat16 and device.type == "cuda" and not gpu_bf16:
-            dtype, dtype_why = torch.float32, "this GPU has no bfloat16"
+        has = gpu_bf16 if device.type == "cuda" else matmul_dtype(torch.empty(0, dtype=dtype, device=device)) == dtype
+        if dtype == torch.bfloat16 and not has:
+            dtype, dtype_why = torch.float32, f"this {device.type} has no bfloat16 arithmetic and would be far slower in it"
     if args.threads > 0:
         torch.set_num_threads(args.threads)
     if device.type == "cpu" and platform.system() == "Linux":
@@ -151,7 +154,12 @@ def setup(args) -> Device:
         ctypes.CDLL(None).mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
     torch.manual_seed(args.seed)
-    print(f"device {device} ({why}) | dtype {str(dtype)[6:]} ({dtype_why}) | threads {torch.get_num_threads()}", flush=True)
+    try:
+        kernels = describe(args.kernels, device)
+    except RuntimeError as error:
+        raise UserError(f"--{error}") from error
+    threads = torch.get_num_threads()
+    print(f"device {device} ({why}) | dtype {str(dtype)[6:]} ({dtype_why}) | kernels {kernels} | threads {threads}", flush=True)
     return Device(device, dtype)
 
 
@@ -253,7 +261,7 @@ class Run:
                 model={k: v.detach().float().cpu() for k, v in model.state_dict().items()}, model_config=dict(vars(model.config)),
                 tokenizer=tokenizer, optimizer=optimizer, rng={"torch": torch.get_rng_state()}, data=data,
                 config={**vars(self.args), "threads": torch.get_num_threads()}, parent=parent, metrics=metrics,
-                versions={"torch": torch.__version__, "python": platform.python_version()},
+                versions={"torch": str(torch.__version__), "python": platform.python_version()},
             ),
         )  # fmt: skip
         print(f"saved {path}", flush=True)

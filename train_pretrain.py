@@ -25,7 +25,6 @@ from common import (
 )  # fmt: skip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
 from data.tokens import TokenMix, load_meta, val_batches
-from kernels.attention import choose_impl
 from model import PRESETS, build_model, load_model
 
 
@@ -100,9 +99,8 @@ def main():
         optimizer.load_state_dict(ckpt["optimizer"])
     out = Run(args, "train_pretrain", start)
     step_tokens = rows * args.block_size
-    impl, why = choose_impl(args.kernels, device.device.type)
     print(
-        f"{model.n_params() / 1e6:.2f}M parameters | kernels {impl} ({why}) | {step_tokens:,} tokens a step | {args.steps} steps, "
+        f"{model.n_params() / 1e6:.2f}M parameters | {step_tokens:,} tokens a step | {args.steps} steps, "
         f"{args.steps * step_tokens / 1e6:.1f}M tokens | checkpoints at {args.save_at or f'every {args.save_every}'}"
     )
 
