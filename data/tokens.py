@@ -273,11 +273,12 @@ def read_worksheets(path: str | os.PathLike, enc: tiktoken.Encoding, max_tokens:
     sheet, used, wanted = "", 0, rng.randint(1, 10)
     for question in load_questions(path, task, "train"):
         worked = format_prompt(question, template) + format_target(question, question.solutions[0], template)
+        worked += template.shot_separator
         size = len(enc.encode_ordinary(worked))
         if sheet and (wanted == 0 or used + size > max_tokens):
             yield sheet
             sheet, used, wanted = "", 0, rng.randint(1, 10)
-        sheet, used, wanted = sheet + worked + template.shot_separator, used + size, wanted - 1
+        sheet, used, wanted = sheet + worked, used + size, wanted - 1
     yield sheet
 
 

@@ -1,0 +1,229 @@
+"""Token files: mixtures, exact position, validation rows, preparation.   pytest -q tests/test_tokens.py"""
+
+import gzip
+import json
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from common import UserError, run
+from data.math_qa import few_shot_prefix, load_questions, template_for
+from data.tokenizer import decode, load_tokenizer, make_encoding, save_ranks
+from data.tokens import TokenMix, load_meta, main, prepare, read_documents, val_batches, write_meta
+
+BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
+
+
+def make_folder(path, streams, mixes=None, dtype="<u2", val="val.bin"):
+    """A data folder over the byte tokenizer (257 ids) with the given streams of ids."""
+    path.mkdir(exist_ok=True)
+    for name, ids in streams.items():
+        np.asarray(ids, dtype=dtype).tofile(path / name)
+    files = {n: {"dtype": "uint16" if dtype == "<u2" else "uint32", "tokens": len(s)} for n, s in streams.items()}
+    mixes = mixes or {"base": {name: 1.0 for name in streams}}
+    write_meta(path, BYTES, {"kind": "text", "files": files, "mixes": mixes, "val": val, "block_size": 7, "seed": 0})
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    streams = {"a.bin": range(0, 100), "b.bin": range(100, 151), "val.bin": range(30)}
+    return make_folder(tmp_path / "d", streams, {"base": {"a.bin": 0.8, "b.bin": 0.2}, "only_a": {"a.bin": 2}})
+
+
+def test_batch_is_a_pure_function_of_seed_and_step(folder):
+    mix = TokenMix(folder, "base", 7, 3, seed=5)
+    in_order = [mix.batch(step) for step in range(40)]
+    assert in_order[0].shape == (3, 8) and in_order[0].dtype == torch.int64
+    fresh = TokenMix(folder, {"a.bin": 0.8, "b.bin": 0.2}, 7, 3, seed=5)
+    for step in (39, 7, 0, 39, 8):  # any order, epochs apart, backwards too
+        assert torch.equal(fresh.batch(step), in_order[step])
+    other = TokenMix(folder, "base", 7, 3, seed=6)
+    assert not all(torch.equal(other.batch(step), in_order[step]) for step in range(3))
+
+
+def test_rows_are_consecutive_tokens_of_one_file(folder):
+    mix = TokenMix(folder, "base", 7, 5, seed=0)
+    for row in torch.cat([mix.batch(step) for step in range(30)]):
+        low, n = (0, 100) if row[0] < 100 else (100, 51)
+        assert torch.equal(row - low, (row[0] - low + torch.arange(8)) % n)  # the stream is a ring
+
+
+def test_nothing_repeats_before_everything_was_seen(folder):
+    mix = TokenMix(folder, "only_a", 7, 1, seed=3)  # 100 tokens: 14 blocks of 7 and 2 tokens over
+    epochs = [[mix.batch(14 * e + i)[0, :-1].tolist() for i in range(14)] for e in range(3)]
+    for epoch in epochs:
+        counts = Counter(token for row in epoch for token in row)
+        assert len(counts) == 98 and set(counts.values()) == {1}
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) != sorted(epochs[1])  # another order, other borders
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+def test_weights_hold_over_any_stretch(folder, rows):
+    mix = TokenMix(folder, "base", 7, rows, seed=9)
+    first_ids = torch.cat([mix.batch(step) for step in range(10, 10 + 960 // rows)])[:, 0]
+    assert abs(int((first_ids >= 100).sum()) - 192) <= 5  # a fifth of 960 rows
+
+
+def test_state_dict_holds_the_position_and_reports_changes(folder):
+    mix = TokenMix(folder, "base", 7, 3, seed=5)
+    mix.batch(0), mix.batch(1)
+    state = json.loads(json.dumps(mix.state_dict()))  # plain values only
+    again = TokenMix(folder, "base", 7, 3, seed=5)
+    assert again.load_state_dict(state) == [] and again.step == 2
+    assert torch.equal(again.batch(again.step), mix.batch(2))
+    assert TokenMix(folder, "only_a", 7, 3, seed=4).load_state_dict(state) == ["seed", "mix", "tokens"]
+
+
+def test_uint32_files(tmp_path):
+    folder = make_folder(tmp_path / "wide", {"val.bin": range(40)}, dtype="<u4")
+    assert next(val_batches(folder, 5, 2)).tolist()[1] == [5, 6, 7, 8, 9, 10]
+
+
+def test_validation_rows_by_hand(folder):
+    rows = list(val_batches(folder, 7, 3))  # 30 tokens: (30 - 1) // 7 = 4 rows
+    assert [len(b) for b in rows] == [3, 1] and torch.cat(rows)[:, 0].tolist() == [0, 7, 14, 21]
+    assert torch.cat(rows)[-1].tolist() == list(range(21, 29))
+    assert torch.cat(list(val_batches(folder, 7, 3, max_tokens=15)))[:, 0].tolist() == [0, 14]  # 2 rows, evenly spaced
+    assert len(torch.cat(list(val_batches(folder, 7, 3, max_tokens=1)))) == 1
+
+
+@pytest.mark.parametrize(
+    "mix, block, message",
+    [
+        ("nope", 7, "base, only_a"),
+        ({"c.bin": 1}, 7, "no token file 'c.bin'"),
+        ({"a.bin": -1, "b.bin": 2}, 7, "0 or more"),
+        ({}, 7, "sum above 0"),
+        ("base", 51, "b.bin: 51 tokens"),
+        ("base", 0, "at least 1"),
+    ],
+)
+def test_bad_mixes(folder, mix, block, message):
+    with pytest.raises(UserError, match=message):
+        TokenMix(folder, mix, block, 2, 0)
+
+
+def test_damaged_folders(folder, tmp_path):
+    with pytest.raises(UserError, match="data.world"):
+        load_meta(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="fewer than a row"):
+        val_batches(folder, 30, 1)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "a.bin").write_bytes(b"\0" * 199)
+    with pytest.raises(UserError, match="a.bin: 199 bytes.*200 bytes"):
+        load_meta(folder)
+    (folder / "a.bin").unlink()
+    with pytest.raises(UserError, match="a.bin: missing"):
+        load_meta(folder)
+    np.full(100, 300, dtype="<u2").tofile(folder / "a.bin")
+    with pytest.raises(UserError, match="token id 300.*257"):
+        TokenMix(folder, "only_a", 7, 1, 0).batch(0)
+    (folder / "meta.json").write_text(json.dumps(meta | {"format": 2}))
+    with pytest.raises(UserError, match="format 2"):
+        load_meta(folder)
+    (folder / "meta.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_meta(folder)
+
+
+def test_a_folder_with_another_tokenizer_file_is_refused(folder):
+    assert load_tokenizer(folder).n_vocab == 257
+    save_ranks({bytes([b]): (b + 1) % 256 for b in range(256)}, folder / "tokenizer.tiktoken")
+    with pytest.raises(UserError, match="meta.json"):
+        load_tokenizer(folder)
+
+
+def write_sources(tmp_path):
+    texts = [f"Document {n} says é.\n" for n in range(60)]
+    with gzip.open(tmp_path / "web.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"id": n, "source": "x", "text": t}) + "\n" for n, t in enumerate(texts))
+    (tmp_path / "book.txt").write_text("To be.\n\nNot to be.\n")
+    questions = [
+        {"question": f"What is {n}+1?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(80)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return texts
+
+
+def test_prepare_writes_whole_documents_and_worksheets(tmp_path):
+    texts = write_sources(tmp_path)
+    out = tmp_path / "out"
+    meta = prepare(
+        [tmp_path / "web.jsonl.gz", tmp_path / "book.txt"],
+        out,
+        BYTES,
+        math=[tmp_path / "train.jsonl"],
+        val_fraction=0.2,
+        block_size=200,
+        seed=1,
+    )
+    assert meta["mixes"]["base"] == {"general.bin": 0.8, "math.bin": 0.2} and meta["kind"] == "text"
+    read = {name: np.fromfile(out / name, dtype="<u2").tolist() for name in meta["files"]}
+    assert all(ids[0] == 256 for ids in read.values()) and load_tokenizer(out).n_vocab == 257
+    documents = {name: decode(BYTES, ids).split("<|endoftext|>")[1:] for name, ids in read.items()}
+    general = documents["general.bin"] + [d for d in documents["val.bin"] if not d.startswith("Question")]
+    assert sorted(general) == sorted(texts + ["To be.\n\nNot to be.\n"])
+    assert 0 < len([d for d in documents["val.bin"] if d in texts]) < 30
+
+    sheets = documents["math.bin"] + [d for d in documents["val.bin"] if d.startswith("Question")]
+    train = load_questions(tmp_path / "train.jsonl", "gsm8k", "train")
+    one = {few_shot_prefix([q], 1, 0, template_for("gsm8k")) for q in train}
+    problems = [p for sheet in sheets for p in sheet.split("\n\n")[:-1]]
+    assert {p + "\n\n" for p in problems} == one
+    assert len(problems) == len(train) == 72  # the 8 validation questions stay out
+    assert max(sheet.count("Question:") for sheet in sheets) > 1
+    assert all(len(s.encode()) <= 200 for s in sheets)
+
+
+def test_prepare_is_idempotent_and_marks_whole_folders(tmp_path):
+    write_sources(tmp_path)
+    out = tmp_path / "out"
+    arguments = ([tmp_path / "web.jsonl.gz"], out, BYTES)
+    prepare(*arguments, val_fraction=0.3, block_size=20)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    prepare(*arguments, val_fraction=0.3, block_size=20)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    with pytest.raises(UserError, match="val.bin.*--val-fraction"):
+        prepare(*arguments, val_fraction=1e-9, block_size=20)
+    with pytest.raises(UserError, match="no such data folder"):  # the half-made folder does not pass for whole
+        load_meta(out)
+
+
+def test_long_text_files_become_several_documents(tmp_path):
+    line = "x" * 99 + "\n"
+    (tmp_path / "long.txt").write_text(line * 400)
+    pieces = list(read_documents(tmp_path / "long.txt"))
+    assert "".join(pieces) == line * 400 and len(pieces) == 3 and all(p.endswith("\n") for p in pieces)
+
+
+def test_bad_sources(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txet": 1}\n')
+    with pytest.raises(UserError, match="bad.jsonl:2"):
+        list(read_documents(tmp_path / "bad.jsonl"))
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="latin.txt"):
+        list(read_documents(tmp_path / "latin.txt"))
+    with pytest.raises(UserError, match="unknown kind"):
+        list(read_documents(tmp_path / "x.parquet"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="--out"):
+        prepare([tmp_path / "bad.jsonl"], tmp_path / "taken" / "sub", BYTES)
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    write_sources(tmp_path)
+    save_ranks(BYTES._mergeable_ranks, tmp_path / "bytes.tiktoken")
+    flags = ["--tokenizer", str(tmp_path / "bytes.tiktoken"), "--block-size", "20", "--val-fraction", "0.3"]
+    monkeypatch.setattr(sys, "argv", ["tokens", str(tmp_path / "web.jsonl.gz"), *flags, "--out", str(tmp_path / "cli")])
+    run(main)
+    assert "general.bin" in capsys.readouterr().out
+    assert TokenMix(tmp_path / "cli", "base", 20, 2, 0).batch(0).shape == (2, 21)
+    monkeypatch.setattr(sys, "argv", ["tokens", "missing.txt", *flags, "--out", str(tmp_path / "cli")])
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "missing.txt" in error
