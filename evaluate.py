@@ -46,7 +46,7 @@ def parse_args():
     g.add_argument("--n-samples", type=int, default=32, help="completions of each question")
     g.add_argument("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
     g.add_argument("--top-p", type=float, default=0.95)
-    g.add_argument("--max-new-tokens", type=int, default=80)
+    g.add_argument("--max-new-tokens", type=int, default=64)
     g.add_argument("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
     g.add_argument("--shot-seed", type=int, default=42, help="draws the exemplars")
     g.add_argument("--shot-task", help="take the exemplars from this question set; default: the task's own")
@@ -133,13 +133,16 @@ def sample_task(model, enc, task: str, args, device) -> tuple[dict, list[dict]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
+def percent(value: float, stderr: float) -> str:
+    return f"{100 * value:.1f} ± {100 * stderr:.1f}"
+
+
 def print_table(results: dict, args) -> None:
     head = "".join(f"{f'pass@{k}':>16}" for k in args.k)
     print(f"\n{'task':<10}{'scoring':<10}{head}{'format':>9}")
     for task, r in results["questions"].items():
         for scoring in ("flexible", "strict"):
-            cells = (r[scoring][f"pass@{k}"] for k in args.k)
-            shown = "".join("{:>16}".format(f"{100 * c['value']:.1f} ± {100 * c['stderr']:.1f}") for c in cells)
+            shown = "".join(f"{percent(r[scoring][f'pass@{k}']['value'], r[scoring][f'pass@{k}']['stderr']):>16}" for k in args.k)
             print(f"{task:<10}{scoring:<10}{shown}{100 * r['format_rate']:>8.1f}%")
         if r["guess_floor"]:
             print(f"{task:<10}{'floor':<10}" + "".join(f"{100 * r['guess_floor'][str(k)]:>16.1f}" for k in args.k))
@@ -148,7 +151,7 @@ def print_table(results: dict, args) -> None:
         for name, r in results["benchmarks"].items():
             norm = f"{100 * r['acc_norm']:.1f}" if r.get("acc_norm") is not None else "-"
             extra = f"  perplexity {r['ppl']:.1f}" if r.get("ppl") is not None else ""
-            print(f"{name:<14}{'{:>16}'.format(f'{100 * r['acc']:.1f} ± {100 * r['stderr']:.1f}')}{norm:>16}{extra}")
+            print(f"{name:<14}{percent(r['acc'], r['stderr']):>16}{norm:>16}{extra}")
         print(f"{'average':<14}{100 * results['general_average']:>16.1f}")
 
 
