@@ -1,55 +1,399 @@
-"""Causal attention with one mask form (`first`), grouped heads, forward and backward. Placeholder order; kernels follow."""
+"""Causal attention with an online softmax: the (T, T) scores live tile by tile in registers and never in memory.
+
+For each row b and head h, with scale = 1 / sqrt(D) and keys first[b, t]..t visible to query t,
+
+    s[t, n] = scale <q[t], k[n]>,   p[t, n] = exp(s[t, n]) / sum_n' exp(s[t, n']),   o[t] = sum_n p[t, n] v[n]
+
+and o[t] = 0 where no key is visible. `first` (B, T) int32, non-decreasing along T, is the one mask: with first[b, t] = pads
+it is left padding, with first[b, t] = start of t's document it is packing; right padding needs nothing, since causality
+hides what comes later. Head h of q reads head h // (H / H_kv) of k and v.
+
+Forward (Dao et al. 2022): walk the keys in blocks and keep, a query, the maximum m, the sum l = sum exp(s - m) and the
+unnormalised acc = sum exp(s - m) v; a new maximum rescales both by exp(m_old - m_new). Then o = acc / l and
+lse = m + log l, the only thing saved for the backward besides the inputs and o: 4 T bytes a head against 4 T^2.
+
+Backward: p = exp(s - lse) is recomputed. With upstream g = d loss / d o and delta[t] = <g[t], o[t]>,
+
+    dv[n] = sum_t p[t, n] g[t]                     ds[t, n] = p[t, n] (<g[t], v[n]> - delta[t])
+    dq[t] = scale sum_n ds[t, n] k[n]              dk[n]    = scale sum_t ds[t, n] q[t]
+
+(delta is what the softmax's normalisation takes back: sum_n p[t, n] <g[t], v[n]> = <g[t], o[t]>.) One kernel walks the
+queries of a key block for dk and dv, summing the heads that share it; another walks the keys of a query block for dq.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
 
-from kernels.dispatch import autocast_dtype, choose_impl
+from kernels.dispatch import autocast_dtype, choose_impl, target_of
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 HEAD_SIZES = (32, 64, 128)
+LOG2E = math.log2(math.e)
 
 
-def visible_keys(first: torch.Tensor | None, T: int, device: torch.device) -> torch.Tensor:
-    """The mask in words: query t sees keys first[b, t]..t. Returns bool (B, T, T), or (1, T, T) without `first`."""
+def visible_keys(first, T: int, device) -> torch.Tensor:
+    """The mask in full: bool (B, T queries, T keys), or (1, T, T) when first is None."""
     t = torch.arange(T, device=device)
-    causal = t[None, :] <= t[:, None]  # (T query, T key)
-    return causal[None] if first is None else causal & (t >= first[:, :, None])
+    causal = (t[None, :] <= t[:, None])[None]
+    return causal if first is None else causal & (t >= first[:, :, None])
 
 
 def attention_reference(q, k, v, first=None):
-    """The definition, one line per formula, in the dtype it is given; O(T^2) memory. Shapes as in `attention`."""
-    B, H, T, D = q.shape
-    k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
-    visible = visible_keys(first, T, q.device)[:, None]  # (B or 1, 1, T, T)
-    scores = (q @ k.transpose(-1, -2) * D**-0.5).masked_fill(~visible, float("-inf"))
-    # A row without keys would be softmax of nothing but -inf, which is NaN; its answer is 0.
-    weights = torch.where(visible, scores.masked_fill(~visible.any(-1, keepdim=True), 0.0).softmax(-1), 0.0)
-    return weights @ v
+    """The definition with (T, T) scores in memory. Any dtype, device and head size. Shapes as in `attention`."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
+    visible = visible_keys(first, q.shape[2], q.device)[:, None]  # (B or 1, 1, T, T)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    # A softmax over no key at all is NaN: such a row gets finite scores here and weight 0 below.
+    scores = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -math.inf)
+    return torch.where(visible, scores.softmax(-1), 0.0) @ v
 
 
 def attention_torch(q, k, v, first=None):
-    """Torch path. On CPU always in float32: torch's bf16 attention backward there takes 34 ms for (64, 4, 64, 32) where
-    float32 takes 11 (AVX-512 with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (AVX2). A hand-written
-    bmm-softmax-bmm in cache-sized blocks was no faster than torch's fused float32 kernel at any of our sizes."""
+    """Torch path. On CPU in float32 whatever the dtype: torch's bf16 backward there takes 34 ms for (64, 4, 64, 32) where
+    float32 takes 11 (one AVX-512 core with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (one AVX2 core).
+    Own bmm-softmax-bmm in cache-sized blocks was within 15 % of torch's fused kernel either way, so there is none."""
     dtype = q.dtype
     if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         q, k, v = q.float(), k.float(), v.float()
     grouped = q.shape[1] != k.shape[1]
-    with torch.autocast(q.device.type, enabled=False):  # or autocast would take float32 back to bf16
+    with torch.autocast(q.device.type, enabled=False):  # which would take float32 back to bf16
         if first is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).to(dtype)
-        # A query without keys is given its own key, which keeps the softmax finite, and its row is set to 0 afterwards.
+        # A query without keys is given its own, which keeps its softmax finite, and its row is set to 0 afterwards.
         own = torch.arange(q.shape[2], device=q.device, dtype=first.dtype)
         mask = visible_keys(torch.minimum(first, own), q.shape[2], q.device)[:, None]  # (B, 1, T, T)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return out.masked_fill((first > own)[:, None, :, None], 0.0).to(dtype)
 
 
+# ---------------------------------------------------------------- Triton kernels
+# Tiles by target and head size: forward, dk/dv and dq, each (BLOCK_M queries, BLOCK_N keys, warps, stages), for 16-bit
+# inputs. docs/kernels.md has the registers, spills and shared bytes of every row; kernels/README.md says how they were
+# chosen. Float32 (ieee, no tensor cores) and the interpreter take one small tile everywhere.
+TILES = {
+    "sm80": {
+        32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        64: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        128: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+    },
+    "sm90": {
+        32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        64: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        128: ((128, 128, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+    },
+    "gfx942": {
+        32: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1)),
+        64: ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
+        128: ((128, 64, 8, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
+    },
+}
+TILES["sm100"] = TILES["sm90"]
+SMALL_TILES = ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))
+
+
+def tiles_for(target: str, D: int, dtype: torch.dtype):
+    """The row of TILES for a forward, dk/dv and dq."""
+    return SMALL_TILES if target == "interpreter" or dtype == torch.float32 else TILES[target][D]
+
+
+if triton is not None:
+
+    @triton.jit
+    def _scores2(q, k, offs_m, offs_n, first, scale2, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+        """One tile of s in base 2, (BLOCK_M, BLOCK_N): exp s = 2 ** (s log2 e). Not visible: -inf."""
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        if MASKED:
+            visible = (offs_n[None, :] <= offs_m[:, None]) & (offs_n[None, :] >= first[:, None])
+            s = tl.where(visible, s, float("-inf"))
+        return s
+
+    @triton.jit
+    def _load_rows(ptr, offs, stride, T, HEAD_DIM: tl.constexpr):
+        """Rows `offs` of a (T, HEAD_DIM) matrix, zeros past its end. Row offsets in int64: T * stride may pass 2**31."""
+        d = tl.arange(0, HEAD_DIM)
+        return tl.load(ptr + offs.to(tl.int64)[:, None] * stride + d[None, :], mask=(offs < T)[:, None], other=0.0)
+
+    @triton.jit
+    def _store_rows(ptr, x, offs, stride, T, HEAD_DIM: tl.constexpr):
+        d = tl.arange(0, HEAD_DIM)
+        at = ptr + offs.to(tl.int64)[:, None] * stride + d[None, :]
+        tl.store(at, x.to(ptr.dtype.element_ty), mask=(offs < T)[:, None])
+
+    @triton.jit
+    def _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_FIRST: tl.constexpr):
+        """(first of each query, lo, left, right, hi): keys lo..left-1 and right..hi-1 need the mask, left..right-1 none."""
+        hi = tl.minimum(m0 + BLOCK_M, T)
+        right = m0 // BLOCK_N * BLOCK_N  # whole blocks of keys that every query of the block has behind it
+        if HAS_FIRST:
+            first = tl.load(first_ptr + b.to(tl.int64) * T + offs_m, mask=offs_m < T, other=2147483647)
+            lo = tl.minimum(tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N, right)
+            real_max = tl.max(tl.where(offs_m < T, first, 0), 0)
+            left = tl.minimum(tl.cdiv(tl.maximum(real_max, 0), BLOCK_N) * BLOCK_N, right)
+        else:
+            first = offs_m * 0
+            lo = 0
+            left = 0
+        return first, lo, left, right, hi
+
+    @triton.jit
+    def _fwd_keys(
+        acc, l, m, q, k_ptr, v_ptr, stride_k, stride_v, offs_m, first, lo, hi, T, scale2,
+        BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """Take keys lo..hi-1 into the running maximum m, sum l and weighted sum acc."""
+        for n0 in range(lo, hi, BLOCK_N):
+            offs_n = n0 + tl.arange(0, BLOCK_N)
+            k = _load_rows(k_ptr, offs_n, stride_k, T, HEAD_DIM)
+            s = _scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION)
+            new_m = tl.maximum(m, tl.max(s, 1))  # m starts finite, so a row that sees nothing stays finite too
+            p = tl.exp2(s - new_m[:, None])
+            scale = tl.exp2(m - new_m)
+            l = l * scale + tl.sum(p, 1)
+            v = _load_rows(v_ptr, offs_n, stride_v, T, HEAD_DIM)
+            acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
+            m = new_m
+        return acc, l, m
+
+    @triton.jit
+    def _attn_fwd(
+        q_ptr, k_ptr, v_ptr, first_ptr, o_ptr, lse_ptr,
+        stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+        H, H_kv, T, scale2,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """One block of queries of one head. o is (B, H, T, D) contiguous, lse (B, H, T) in base 2, +inf for a row of no keys."""
+        blocks = tl.cdiv(T, BLOCK_M)
+        m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # the longest first: they finish last
+        bh = tl.program_id(0) // blocks
+        b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+        h_kv = h // (H // H_kv)
+        offs_m = m0 + tl.arange(0, BLOCK_M)
+        k_ptr += b * stride_kb + h_kv * stride_kh
+        v_ptr += b * stride_vb + h_kv * stride_vh
+        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, offs_m, stride_qt, T, HEAD_DIM)
+        first, lo, left, right, hi = _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M, BLOCK_N, HAS_FIRST)
+        m = tl.full([BLOCK_M], -1e30, tl.float32)
+        l = tl.zeros([BLOCK_M], dtype=tl.float32)
+        acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
+        if HAS_FIRST:
+            acc, l, m = _fwd_keys(
+                acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
+                BLOCK_N, HEAD_DIM, True, PRECISION,
+            )  # fmt: skip
+        acc, l, m = _fwd_keys(
+            acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
+            BLOCK_N, HEAD_DIM, False, PRECISION,
+        )  # fmt: skip
+        acc, l, m = _fwd_keys(
+            acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
+            BLOCK_N, HEAD_DIM, True, PRECISION,
+        )  # fmt: skip
+        seen = l > 0
+        o = tl.where(seen[:, None], acc / tl.where(seen, l, 1.0)[:, None], 0.0)
+        lse = tl.where(seen, m + tl.log2(l), float("inf"))  # exp2(s - inf) = 0: the backward needs no special case
+        base = bh.to(tl.int64) * T
+        _store_rows(o_ptr + base * HEAD_DIM, o, offs_m, HEAD_DIM, T, HEAD_DIM)
+        tl.store(lse_ptr + base + offs_m, lse, mask=offs_m < T)
+
+    @triton.jit
+    def _attn_bwd_delta(
+        o_ptr, g_ptr, delta_ptr, stride_gb, stride_gh, stride_gt, H, T, BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr
+    ):
+        """delta[t] = <g[t], o[t]> for one block of queries: (B, H, T) float32."""
+        blocks = tl.cdiv(T, BLOCK_M)
+        bh = tl.program_id(0) // blocks
+        offs_m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+        base = bh.to(tl.int64) * T
+        b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+        o = _load_rows(o_ptr + base * HEAD_DIM, offs_m, HEAD_DIM, T, HEAD_DIM).to(tl.float32)
+        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, offs_m, stride_gt, T, HEAD_DIM).to(tl.float32)
+        tl.store(delta_ptr + base + offs_m, tl.sum(o * g, 1), mask=offs_m < T)
+
+    @triton.jit
+    def _dkdv_queries(
+        dk, dv, k, v, q_ptr, g_ptr, lse_ptr, delta_ptr, first_ptr, stride_q, stride_g, offs_n, lo, hi, T, scale2,
+        BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are (keys, queries): p and ds transposed."""
+        for m0 in range(lo, hi, BLOCK_M):
+            offs_m = m0 + tl.arange(0, BLOCK_M)
+            q = _load_rows(q_ptr, offs_m, stride_q, T, HEAD_DIM)
+            lse = tl.load(lse_ptr + offs_m, mask=offs_m < T, other=float("inf"))  # rows past the end: p = 0
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+            if MASKED:
+                visible = offs_n[:, None] <= offs_m[None, :]
+                if HAS_FIRST:
+                    first = tl.load(first_ptr + offs_m, mask=offs_m < T, other=0)
+                    visible &= offs_n[:, None] >= first[None, :]
+                s = tl.where(visible, s, float("-inf"))
+            p = tl.exp2(s - lse[None, :])
+            g = _load_rows(g_ptr, offs_m, stride_g, T, HEAD_DIM)
+            dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
+            delta = tl.load(delta_ptr + offs_m, mask=offs_m < T, other=0.0)
+            ds = p * (tl.dot(v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        return dk, dv
+
+    @triton.jit
+    def _attn_bwd_dkdv(
+        q_ptr, k_ptr, v_ptr, first_ptr, last_ptr, g_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+        stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+        stride_gb, stride_gh, stride_gt, H, H_kv, T, scale, scale2,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last (B, key blocks): see `_last_query`."""
+        blocks = tl.cdiv(T, BLOCK_N)
+        n0 = tl.program_id(0) % blocks * BLOCK_N
+        bh = tl.program_id(0) // blocks
+        b, h_kv = (bh // H_kv).to(tl.int64), (bh % H_kv).to(tl.int64)
+        offs_n = n0 + tl.arange(0, BLOCK_N)
+        k = _load_rows(k_ptr + b * stride_kb + h_kv * stride_kh, offs_n, stride_kt, T, HEAD_DIM)
+        v = _load_rows(v_ptr + b * stride_vb + h_kv * stride_vh, offs_n, stride_vt, T, HEAD_DIM)
+        hi = T
+        if HAS_FIRST:
+            hi = tl.load(last_ptr + b * blocks + n0 // BLOCK_N)
+        lo = n0 // BLOCK_M * BLOCK_M
+        diagonal = tl.cdiv(n0 + BLOCK_N, BLOCK_M) * BLOCK_M  # from here on causality hides no key of the block
+        dk = tl.zeros([BLOCK_N, HEAD_DIM], dtype=tl.float32)
+        dv = tl.zeros([BLOCK_N, HEAD_DIM], dtype=tl.float32)
+        for r in range(0, H // H_kv):
+            h = h_kv * (H // H_kv) + r
+            row = (b * H + h) * T
+            q_head, g_head = q_ptr + b * stride_qb + h * stride_qh, g_ptr + b * stride_gb + h * stride_gh
+            dk, dv = _dkdv_queries(
+                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T, stride_qt, stride_gt,
+                offs_n, lo, tl.minimum(diagonal, hi), T, scale2, BLOCK_M, HEAD_DIM, HAS_FIRST, True, PRECISION,
+            )  # fmt: skip
+            dk, dv = _dkdv_queries(
+                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T, stride_qt, stride_gt,
+                offs_n, diagonal, hi, T, scale2, BLOCK_M, HEAD_DIM, HAS_FIRST, HAS_FIRST, PRECISION,
+            )  # fmt: skip
+        out = bh.to(tl.int64) * T * HEAD_DIM
+        _store_rows(dk_ptr + out, dk * scale, offs_n, HEAD_DIM, T, HEAD_DIM)
+        _store_rows(dv_ptr + out, dv, offs_n, HEAD_DIM, T, HEAD_DIM)
+
+    @triton.jit
+    def _dq_keys(
+        dq, q, g, lse, delta, k_ptr, v_ptr, stride_k, stride_v, offs_m, first, lo, hi, T, scale2,
+        BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """Add what keys lo..hi-1 send to a block of queries."""
+        for n0 in range(lo, hi, BLOCK_N):
+            offs_n = n0 + tl.arange(0, BLOCK_N)
+            k = _load_rows(k_ptr, offs_n, stride_k, T, HEAD_DIM)
+            v = _load_rows(v_ptr, offs_n, stride_v, T, HEAD_DIM)
+            p = tl.exp2(_scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION) - lse[:, None])
+            ds = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+        return dq
+
+    @triton.jit
+    def _attn_bwd_dq(
+        q_ptr, k_ptr, v_ptr, first_ptr, g_ptr, lse_ptr, delta_ptr, dq_ptr,
+        stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+        stride_gb, stride_gh, stride_gt, H, H_kv, T, scale, scale2,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """dq of one block of queries of one head, (B, H, T, D) contiguous. The walk over the keys is the forward's."""
+        blocks = tl.cdiv(T, BLOCK_M)
+        m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+        bh = tl.program_id(0) // blocks
+        b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+        h_kv = h // (H // H_kv)
+        offs_m = m0 + tl.arange(0, BLOCK_M)
+        base = bh.to(tl.int64) * T
+        k_ptr += b * stride_kb + h_kv * stride_kh
+        v_ptr += b * stride_vb + h_kv * stride_vh
+        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, offs_m, stride_qt, T, HEAD_DIM)
+        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, offs_m, stride_gt, T, HEAD_DIM)
+        lse = tl.load(lse_ptr + base + offs_m, mask=offs_m < T, other=float("inf"))
+        delta = tl.load(delta_ptr + base + offs_m, mask=offs_m < T, other=0.0)
+        first, lo, left, right, hi = _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M, BLOCK_N, HAS_FIRST)
+        dq = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
+        if HAS_FIRST:
+            dq = _dq_keys(
+                dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
+                BLOCK_N, HEAD_DIM, True, PRECISION,
+            )  # fmt: skip
+        dq = _dq_keys(
+            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
+            BLOCK_N, HEAD_DIM, False, PRECISION,
+        )  # fmt: skip
+        dq = _dq_keys(
+            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
+            BLOCK_N, HEAD_DIM, True, PRECISION,
+        )  # fmt: skip
+        _store_rows(dq_ptr + base * HEAD_DIM, dq * scale, offs_m, HEAD_DIM, T, HEAD_DIM)
+
+
+def _last_query(first, block: int):
+    """(B, key blocks) int32: one past the last query that sees any key of the block, so that dk/dv can stop there. Taken from
+    the running minimum seen from the right, it holds for any `first`; on a GPU nobody checks that `first` is sorted."""
+    T = first.shape[1]
+    lowest = first.flip(1).cummin(1).values.flip(1).contiguous()
+    ends = torch.arange(block, T + block, block, device=first.device, dtype=first.dtype) - 1  # last key of each block
+    return torch.searchsorted(lowest, ends.expand(len(first), -1).contiguous(), right=True).int()
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, first):
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        (B, H, T, D), H_kv = q.shape, k.shape[1]
+        BLOCK_M, BLOCK_N, warps, stages = tiles_for(target_of(q), D, q.dtype)[0]
+        o = torch.empty(B, H, T, D, dtype=q.dtype, device=q.device)
+        lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+        options = dict(HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION="ieee" if q.dtype == torch.float32 else "tf32")
+        if q.numel():
+            _attn_fwd[(triton.cdiv(T, BLOCK_M) * B * H,)](
+                q, k, v, q if first is None else first, o, lse, *strides, H, H_kv, T, LOG2E * D**-0.5,
+                BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **options, num_warps=warps, num_stages=stages,
+            )  # fmt: skip
+        ctx.save_for_backward(q, k, v, first, o, lse)
+        ctx.options = options
+        return o
+
+    @staticmethod
+    def backward(ctx, g):
+        q, k, v, first, o, lse = ctx.saved_tensors
+        g = g if g.stride(-1) == 1 else g.contiguous()
+        (B, H, T, D), H_kv = q.shape, k.shape[1]
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        if q.numel() == 0:
+            return dq, dk, dv, None
+        _, dkdv, dq_tile = tiles_for(target_of(q), D, q.dtype)
+        delta = torch.empty_like(lse)
+        _attn_bwd_delta[(triton.cdiv(T, 64) * B * H,)](o, g, delta, *g.stride()[:3], H, T, BLOCK_M=64, HEAD_DIM=D)
+        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *g.stride()[:3])
+        scales = (D**-0.5, LOG2E * D**-0.5)
+        BLOCK_M, BLOCK_N, warps, stages = dkdv
+        last = q if first is None else _last_query(first, BLOCK_N)
+        first = q if first is None else first  # a pointer that is never read
+        _attn_bwd_dkdv[(triton.cdiv(T, BLOCK_N) * B * H_kv,)](
+            q, k, v, first, last, g, lse, delta, dk, dv, *strides, H, H_kv, T, *scales,
+            BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **ctx.options, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        BLOCK_M, BLOCK_N, warps, stages = dq_tile
+        _attn_bwd_dq[(triton.cdiv(T, BLOCK_M) * B * H,)](
+            q, k, v, first, g, lse, delta, dq, *strides, H, H_kv, T, *scales,
+            BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **ctx.options, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        return dq, dk, dv, None
+
+
 def check_attention(q, k, v, first) -> None:
     """One sentence for every input that has no answer."""
-    if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"attention: got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; needs q (B, H, T, D) and k, v (B, H_kv, T, D)"
-        )
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"attention: got {shapes}; needs q (B, H, T, D) and k, v (B, H_kv, T, D)")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
@@ -57,13 +401,27 @@ def check_attention(q, k, v, first) -> None:
     if first is not None:
         if first.shape != (q.shape[0], q.shape[2]) or first.dtype != torch.int32:
             raise ValueError(f"attention: got first {tuple(first.shape)} {first.dtype}; needs (B, T) int32")
-        if first.device.type == "cpu" and first.shape[1] > 1 and bool((first[:, 1:] < first[:, :-1]).any()):
-            raise ValueError("attention: `first` decreases along T; sort the documents of a row by position")
+        if first.device.type == "cpu" and bool((first[:, 1:] < first[:, :-1]).any()):
+            raise ValueError("attention: `first` decreases along T; a row's documents must follow each other")
 
 
-def attention(q, k, v, *, first=None, impl="auto"):
+def attention(q, k, v, *, first=None, impl: str = "auto"):
+    """softmax(q k^T / sqrt(D)) v over the keys first[b, t]..t of each query t: (B, H, T, D) in q's dtype, differentiable.
+
+    q (B, H, T, D), k and v (B, H_kv, T, D), H a multiple of H_kv; float32 (ieee products), float16 or bfloat16 with float32
+    accumulation (under autocast: its dtype). D is 32, 64 or 128 for Triton, anything for torch. first (B, T) int32,
+    non-decreasing along T: None sees all earlier keys, a range without keys gives 0. Any strides, any T.
+
+    Moved: q, o once, k, v once per block of queries. Saved for the backward: inputs, o and one float32 a query (the
+    log-sum-exp), B H T 4 bytes against B H T^2 of a naive softmax.
+    impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes and (on CPU, where
+    looking is free) a decreasing `first`; on a GPU a decreasing `first` is still computed as the definition says.
+    """
     dtype = autocast_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     check_attention(q, k, v, first)
-    choose_impl(impl, q)
-    return attention_torch(q, k, v, first)
+    D = q.shape[3]
+    unsupported = None if D in HEAD_SIZES else f"got head size {D}, the attention kernel takes 32, 64 and 128"
+    if choose_impl(impl, q, unsupported) == "torch":
+        return attention_torch(q, k, v, first)
+    return _TritonAttention.apply(q, k, v, None if first is None else first.contiguous())
