@@ -11,7 +11,7 @@ import pytest
 
 from common import UserError
 from data.benchmarks import REAL_TASKS, Item, encode_item, load_benchmark, score_benchmark
-from data.tokenizer import decode, make_encoding, train_bpe
+from data.tokenizer import decode, make_encoding
 
 REAL_DATA = os.environ.get("REAL_DATA")
 BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
@@ -77,10 +77,15 @@ def test_context_starts_with_end_of_text_and_spaces_move_to_the_choice():
 
 
 def test_choice_ids_are_the_tail_of_the_whole():
-    enc = make_encoding("x", train_bpe(["the cat. the cat. the cat."], 270))
-    context, choices = encode_item(enc, Item("the", ("cat", "cot"), 0))
-    whole = enc.encode_ordinary("the cat")
-    assert context[1:] + choices[0] == whole and len(choices[0]) < len(" cat")
+    # context "a\n", choice "\nb": the whole has one token "\n \n" across the seam, which neither part has alone
+    enc = make_encoding("x", {bytes([b]): b for b in range(256)} | {b"\n ": 256, b"\n \n": 257})
+    assert enc.encode_ordinary("a\n \nb") == [ord("a"), 257, ord("b")]
+    assert encode_item(enc, Item("a\n", ("\nb",), 0)) == (
+        [258, ord("a"), ord("\n")],
+        [[ord("b")]],
+    )  # as lm-eval cuts it
+    # nothing is left behind the context's count: the choice is scored as it reads alone
+    assert encode_item(enc, Item("a\n", ("\n",), 0))[1] == [[ord(" "), ord("\n")]]
 
 
 def test_long_contexts_lose_their_oldest_tokens():

@@ -12,7 +12,7 @@ import torch
 from common import UserError, run
 from data.math_qa import few_shot_prefix, load_questions, template_for
 from data.tokenizer import decode, load_tokenizer, make_encoding, save_ranks
-from data.tokens import TokenMix, load_meta, main, prepare, read_documents, val_batches, write_meta
+from data.tokens import TokenMix, load_meta, main, prepare, read_documents, read_worksheets, val_batches, write_meta
 
 BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
 
@@ -177,6 +177,13 @@ def test_prepare_writes_whole_documents_and_worksheets(tmp_path):
     assert len(problems) == len(train) == 72  # the 8 validation questions stay out
     assert max(sheet.count("Question:") for sheet in sheets) > 1
     assert all(len(s.encode()) <= 200 for s in sheets)
+
+
+def test_worksheets_hold_one_to_ten_problems(tmp_path):
+    rows = [{"question": f"Q{n}?", "answer": f"#### {n}"} for n in range(400)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = [s.count("Question:") for s in read_worksheets(tmp_path / "train.jsonl", BYTES, 10**6, seed=0)]
+    assert sum(counts) == 360 and set(counts[:-1]) == set(range(1, 11))  # every size occurs, no other
 
 
 def test_prepare_is_idempotent_and_marks_whole_folders(tmp_path):
