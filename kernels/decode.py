@@ -1,89 +1,274 @@
-"""One-token attention over a shared prefix and own tails. Kernels follow."""
+"""Attention of one new token per sample, when the G samples of a prompt share the prompt's keys.
+
+Row i = p * G + g is sample g of prompt p. Its query sees the prompt's keys (stored once, for p) and its own tail:
+
+    o[i] = softmax over [prefix of p | tail of i] of <q[i], k> / sqrt(D), times v
+
+The two parts are computed apart, each with its own maximum m, sum l = sum exp(s - m) and weighted sum a = sum exp(s - m) v,
+and joined by their log-sum-exp: with m = max(m_p, m_t), o = (a_p e^(m_p-m) + a_t e^(m_t-m)) / (l_p e^(m_p-m) + l_t e^(m_t-m)).
+So the prefix is a matrix product of the group's G (x heads per key head) queries with one set of keys: read once a group,
+not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements against 2 H_kv D B (Tp + Tt) of separate caches;
+32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys against 221,184.
+
+There is no backward: this is for sampling and scoring.
+"""
+
+import math
 
 import torch
 
 from kernels.dispatch import choose_impl
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
-def decode_attention_reference(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None,
-                               tail_lengths=None):
-    """The definition for Tq queries per row: repeat the prefix for each sample, concatenate, mask, softmax, sum."""
-    B, H, Tq, D = q.shape
-    k = torch.cat([prefix_k.repeat_interleave(group_size, 0), tail_k], 2).repeat_interleave(H // tail_k.shape[1], 1)
-    v = torch.cat([prefix_v.repeat_interleave(group_size, 0), tail_v], 2).repeat_interleave(H // tail_v.shape[1], 1)
-    Tp, Tt = prefix_k.shape[2], tail_k.shape[2]
-    in_prefix = _range_mask(prefix_first, prefix_lengths, B // group_size, Tp, q.device).repeat_interleave(group_size, 0)
-    in_tail = tail_mask(tail_lengths, B, Tq, Tt, q.device)
-    visible = torch.cat([in_prefix[:, None].expand(B, Tq, Tp), in_tail.expand(B, Tq, Tt)], 2)[:, None]  # (B, 1, Tq, Tp+Tt)
-    scores = (q @ k.transpose(-1, -2) * D**-0.5).masked_fill(~visible, float("-inf"))
-    weights = torch.where(visible, scores.masked_fill(~visible.any(-1, keepdim=True), 0.0).softmax(-1), 0.0)
-    return weights @ v
+HEAD_SIZES = (32, 64, 128)
 
 
-def _range_mask(first, lengths, P: int, Tp: int, device) -> torch.Tensor:
-    """bool (P, Tp): slots first[p]..lengths[p]-1; None means from 0, None means to the end."""
+# ---------------------------------------------------------------- masks and the definition
+def prefix_mask(prefix_first, prefix_lengths, P: int, Tp: int, device):
+    """bool (P or 1, Tp): slots prefix_first[p]..prefix_lengths[p]-1, or None when every slot is valid."""
+    if prefix_first is None and prefix_lengths is None:
+        return None
     slot = torch.arange(Tp, device=device)
-    mask = torch.ones(P, Tp, dtype=torch.bool, device=device)
-    if first is not None:
-        mask &= slot >= first[:, None]
-    if lengths is not None:
-        mask &= slot < torch.as_tensor(lengths, device=device).reshape(-1, 1)
-    return mask
+    start = 0 if prefix_first is None else prefix_first.view(P, 1)
+    stop = Tp if prefix_lengths is None else torch.as_tensor(prefix_lengths, device=device).reshape(-1, 1)
+    return (slot >= start) & (slot < stop)
 
 
-def tail_mask(tail_lengths, B: int, Tq: int, Tt: int, device) -> torch.Tensor:
-    """bool (B or 1, Tq, Tt): query j (the last Tq slots of the row's valid tail, in order) sees slots up to its own."""
+def tail_mask(tail_lengths, Tq: int, Tt: int, device):
+    """bool (B or 1, Tq, Tt): the queries are the last Tq of a row's valid tail slots, in order, and see up to themselves."""
+    if tail_lengths is None and Tq == 1:
+        return None
     length = torch.as_tensor(Tt if tail_lengths is None else tail_lengths, device=device).reshape(-1, 1, 1)
-    slot, j = torch.arange(Tt, device=device), torch.arange(Tq, device=device)[:, None]
-    return slot < length - (Tq - 1) + j
+    slot, query = torch.arange(Tt, device=device), torch.arange(Tq, device=device)[:, None]
+    return slot <= length - Tq + query
 
 
-def prefix_tail_attention_torch(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None,
-                                tail_lengths=None):
-    """q (B, H, Tq, D) -> (B, H, Tq, D)."""
+def prefix_tail_attention_reference(
+    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None
+):
+    """The definition: every sample gets its copy of the prefix, then one masked softmax. Same arguments as the torch path."""
+    (B, H, Tq, D), Tp, Tt = q.shape, prefix_k.shape[2], tail_k.shape[2]
+    k, v = (
+        torch.cat((p.repeat_interleave(group_size, 0), t), 2).repeat_interleave(H // p.shape[1], 1)
+        for p, t in ((prefix_k, tail_k), (prefix_v, tail_v))
+    )  # (B, H, Tp + Tt, D)
+    visible = torch.ones(B, Tq, Tp + Tt, dtype=torch.bool, device=q.device)
+    shared = prefix_mask(prefix_first, prefix_lengths, B // group_size, Tp, q.device)
+    if shared is not None:
+        visible[:, :, :Tp] = shared.expand(B // group_size, -1).repeat_interleave(group_size, 0)[:, None]
+    own = tail_mask(tail_lengths, Tq, Tt, q.device)
+    if own is not None:
+        visible[:, :, Tp:] = own
+    visible = visible[:, None]
+    scores = q @ k.transpose(-1, -2) * D**-0.5
+    scores = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -math.inf)
+    return torch.where(visible, scores.softmax(-1), 0.0) @ v
+
+
+# ---------------------------------------------------------------- torch path
+def _partial(q, k, v, mask, heads):
+    """a (N, M, D), m and l (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale. mask broadcasts
+    against scores viewed as `heads`; a query that sees nothing gets a = l = 0."""
+    stat = torch.promote_types(q.dtype, torch.float32)
+    s = torch.bmm(q, k.transpose(1, 2)).to(stat)
+    if mask is not None:
+        s.view(*heads, s.shape[-1]).masked_fill_(~mask, -math.inf)
+    m = s.amax(-1, keepdim=True).clamp_min_(-1e30) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -1e30)
+    p = s.sub_(m).exp_()
+    return torch.bmm(p.to(v.dtype), v).to(stat), m, p.sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def prefix_tail_attention_torch(
+    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None
+):
+    """Torch path of `decode_attention`, for Tq >= 1 new tokens a row: q (B, H, Tq, D) -> (B, H, Tq, D). The Tq queries are
+    the row's last Tq valid tail slots (tail_lengths[i]-Tq..tail_lengths[i]-1), causal among themselves, so it also reads
+    questions after a shared few-shot prefix and answer choices after a shared context. Caches whose (P, H_kv) or (B, H_kv)
+    axes merge without a copy (contiguous ones, and [:, :, :n] of contiguous ones) are read in place. On CPU in float32: a
+    batch of small 16-bit products is slow there, so keep CPU caches in float32."""
     B, H, Tq, D = q.shape
     P, H_kv, Tp, _ = prefix_k.shape
-    Tt, G, R = tail_k.shape[2], group_size, H // H_kv
-    dtype = q.dtype
-    q = (q.float() * D**-0.5).view(P, G, H_kv, R, Tq, D)
-    # Prefix: the G samples of a prompt and the R heads that share a key head are rows of one product, so the prompt's
-    # keys are read once per group.
-    rows = q.permute(0, 2, 1, 3, 4, 5).reshape(P * H_kv, G * R * Tq, D)
-    s = torch.bmm(rows, prefix_k.float().reshape(P * H_kv, Tp, D).transpose(1, 2))  # (P H_kv, G R Tq, Tp)
-    if prefix_first is not None or prefix_lengths is not None:
-        mask = _range_mask(prefix_first, prefix_lengths, P, Tp, q.device)
-        s.view(P, H_kv, G * R * Tq, Tp).masked_fill_(~mask[:, None, None], float("-inf"))
-    o_p, m_p, l_p = _partial(s, prefix_v.float().reshape(P * H_kv, Tp, D))
-    back = lambda x: x.view(P, H_kv, G, R, Tq, -1).permute(0, 2, 1, 3, 4, 5).reshape(B * H_kv, R * Tq, -1)  # noqa: E731
-    o_p, m_p, l_p = back(o_p), back(m_p), back(l_p)
-    # Tail: every sample has its own keys.
-    rows = q.reshape(B * H_kv, R * Tq, D)
-    s = torch.bmm(rows, tail_k.float().reshape(B * H_kv, Tt, D).transpose(1, 2))  # (B H_kv, R Tq, Tt)
-    if tail_lengths is not None or Tq > 1:
-        mask = tail_mask(tail_lengths, B, Tq, Tt, q.device)
-        s.view(B, H_kv, R, Tq, Tt).masked_fill_(~mask[:, None, None], float("-inf"))
-    o_t, m_t, l_t = _partial(s, tail_v.float().reshape(B * H_kv, Tt, D))
-    m = torch.maximum(m_p, m_t)
-    a_p, a_t = (m_p - m).exp(), (m_t - m).exp()
-    out = (o_p * a_p + o_t * a_t) / (l_p * a_p + l_t * a_t).clamp_min(1e-38)
+    G, R, Tt, dtype = group_size, H // H_kv, tail_k.shape[2], q.dtype
+    narrow = dtype in (torch.float16, torch.bfloat16) and q.device.type == "cpu"
+    compute = torch.float32 if narrow else torch.promote_types(dtype, tail_k.dtype)
+    q = q.to(compute) * D**-0.5
+    prefix_k, prefix_v = (x.to(compute).reshape(P * H_kv, Tp, D) for x in (prefix_k, prefix_v))
+    tail_k, tail_v = (x.to(compute).reshape(B * H_kv, Tt, D) for x in (tail_k, tail_v))
+    with torch.autocast(q.device.type, enabled=False):
+        # The G samples and the R heads that read one key head are rows of one product with that head's prefix.
+        rows = q.view(P, G, H_kv, R * Tq, D).transpose(1, 2).reshape(P * H_kv, G * R * Tq, D)
+        mask = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
+        shared = _partial(rows, prefix_k, prefix_v, None if mask is None else mask[:, None, None], (P, H_kv, G * R * Tq))
+        shared = (x.view(P, H_kv, G, R * Tq, -1).transpose(1, 2).reshape(B * H_kv, R * Tq, -1) for x in shared)
+        mask = tail_mask(tail_lengths, Tq, Tt, q.device)
+        own = _partial(
+            q.reshape(B * H_kv, R * Tq, D), tail_k, tail_v, None if mask is None else mask[:, None, None], (B, H_kv, R, Tq)
+        )
+        (a_p, m_p, l_p), (a_t, m_t, l_t) = shared, own
+        m = torch.maximum(m_p, m_t)
+        w_p, w_t = m_p.sub_(m).exp_(), m_t.sub_(m).exp_()
+        out = a_p.mul_(w_p).addcmul_(a_t, w_t) / l_p.mul_(w_p).addcmul_(l_t, w_t).clamp_min_(1e-30)  # no key at all: 0
     return out.view(B, H, Tq, D).to(dtype)
 
 
-def _partial(scores, v):
-    """(sum of exp(s - m) v, m, sum of exp(s - m)) over the last axis; scores are overwritten. Without keys: (0, -1e30, 0)."""
-    if scores.shape[-1] == 0:
-        o = scores.new_zeros(*scores.shape[:-1], v.shape[-1])
-        return o, o.new_full((*o.shape[:-1], 1), -1e30), o.new_zeros(*o.shape[:-1], 1)
-    m = scores.amax(-1, keepdim=True).clamp_min(-1e30)
-    p = scores.sub_(m).exp_()
-    return torch.bmm(p, v), m, p.sum(-1, keepdim=True)
+# ---------------------------------------------------------------- Triton kernels
+# (BLOCK_M rows of the group, BLOCK_N keys, warps, stages) for every target: the work is reading keys, and 16 rows is the
+# least a tensor core takes. Float32 reads half as many keys at a time. docs/kernels.md has what they compile to.
+TILES = {"16-bit": (16, 64, 4, 2), "float32": (16, 32, 4, 2)}
+
+if triton is not None:
+
+    @triton.jit
+    def _decode_prefix(
+        q_ptr, k_ptr, v_ptr, first_ptr, length_ptr, part_ptr, stat_ptr,
+        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, G, scale2,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """BLOCK_M of the G * R queries that share a prompt's key head, over its keys. part (B, H, D) = a; stat (2, B, H) = m, l."""
+        p, h_kv = (tl.program_id(0) // H_kv).to(tl.int64), (tl.program_id(0) % H_kv).to(tl.int64)
+        R = H // H_kv
+        row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+        real = row < G * R
+        i, h = p * G + row // R, h_kv * R + row % R  # which sample, which head
+        d, n = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_N)
+        q = tl.load(q_ptr + (i * stride_qb + h * stride_qh)[:, None] + d[None, :], mask=real[:, None], other=0.0)
+        k_ptr += p * stride_kb + h_kv * stride_kh
+        v_ptr += p * stride_vb + h_kv * stride_vh
+        start, stop = tl.load(first_ptr + p), tl.load(length_ptr + p)
+        m = tl.full([BLOCK_M], -1e30, tl.float32)
+        l = tl.zeros([BLOCK_M], dtype=tl.float32)
+        acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
+        for n0 in range(start, stop, BLOCK_N):
+            slot = (n0 + n).to(tl.int64)
+            valid = (n0 + n) < stop
+            k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            s = tl.where(valid[None, :], s, float("-inf"))
+            new_m = tl.maximum(m, tl.max(s, 1))
+            e = tl.exp2(s - new_m[:, None])
+            scale = tl.exp2(m - new_m)
+            l = l * scale + tl.sum(e, 1)
+            v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0)
+            acc = tl.dot(e.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
+            m = new_m
+        out = i * H + h
+        tl.store(part_ptr + out[:, None] * HEAD_DIM + d[None, :], acc, mask=real[:, None])
+        tl.store(stat_ptr + out, m, mask=real)
+        tl.store(stat_ptr + B.to(tl.int64) * H + out, l, mask=real)
+
+    @triton.jit
+    def _decode_tail(
+        q_ptr, k_ptr, v_ptr, length_ptr, part_ptr, stat_ptr, o_ptr,
+        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, scale2,
+        BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ):  # fmt: skip
+        """One query over its own tail, continuing from the prefix's m, l, a: the join is one more step of the online softmax."""
+        out = tl.program_id(0).to(tl.int64)
+        b, h = out // H, out % H
+        h_kv = h // (H // H_kv)
+        d, n = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_N)
+        q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d).to(tl.float32) * scale2
+        k_ptr += b * stride_kb + h_kv * stride_kh
+        v_ptr += b * stride_vb + h_kv * stride_vh
+        m = tl.load(stat_ptr + out)
+        l = tl.load(stat_ptr + B.to(tl.int64) * H + out)
+        acc = tl.load(part_ptr + out * HEAD_DIM + d)
+        stop = tl.load(length_ptr + b)
+        for n0 in range(0, stop, BLOCK_N):
+            slot = (n0 + n).to(tl.int64)
+            valid = (n0 + n) < stop
+            k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+            s = tl.where(valid, tl.sum(k * q[None, :], 1), float("-inf"))
+            new_m = tl.maximum(m, tl.max(s, 0))
+            e = tl.exp2(s - new_m)
+            scale = tl.exp2(m - new_m)
+            l = l * scale + tl.sum(e, 0)
+            v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+            acc = acc * scale + tl.sum(e[:, None] * v, 0)
+            m = new_m
+        o = acc / tl.where(l > 0, l, 1.0)  # no key at all: acc is 0
+        tl.store(o_ptr + out * HEAD_DIM + d, o.to(o_ptr.dtype.element_ty))
 
 
-def decode_attention(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None,
-                     tail_lengths=None, impl="auto"):
-    """q (B, H, D) -> (B, H, D)."""
-    choose_impl(impl, q)
+def _as_lengths(lengths, count: int, default: int, device):
+    """int32 (count,) from None, a number or a tensor."""
+    if lengths is None or isinstance(lengths, int):
+        return torch.full((count,), default if lengths is None else lengths, dtype=torch.int32, device=device)
+    return lengths.to(device=device, dtype=torch.int32).expand(count).contiguous()
+
+
+@torch.no_grad()
+def _decode_triton(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths):
+    dense = lambda x: x if x.stride(-1) == 1 else x.contiguous()  # noqa: E731
+    q, prefix_k, prefix_v, tail_k, tail_v = map(dense, (q, prefix_k, prefix_v, tail_k, tail_v))
+    (B, H, D), (P, H_kv, Tp, _), Tt = q.shape, prefix_k.shape, tail_k.shape[2]
+    out = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
+    if B == 0:
+        return out
+    wide = q.dtype == torch.float32
+    BLOCK_M, BLOCK_N, warps, stages = TILES["float32" if wide else "16-bit"]
+    part = torch.empty(B, H, D, dtype=torch.float32, device=q.device)
+    stat = torch.empty(2, B, H, dtype=torch.float32, device=q.device)
+    start, stop = _as_lengths(prefix_first, P, 0, q.device), _as_lengths(prefix_lengths, P, Tp, q.device)
+    scale2 = math.log2(math.e) * D**-0.5
+    _decode_prefix[(P * H_kv, triton.cdiv(group_size * (H // H_kv), BLOCK_M))](
+        q, prefix_k, prefix_v, start, stop, part, stat, *q.stride()[:2], *prefix_k.stride()[:3], *prefix_v.stride()[:3],
+        B, H, H_kv, group_size, scale2, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, HEAD_DIM=D,
+        PRECISION="ieee" if wide else "tf32", num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    _decode_tail[(B * H,)](
+        q, tail_k, tail_v, _as_lengths(tail_lengths, B, Tt, q.device), part, stat, out, *q.stride()[:2],
+        *tail_k.stride()[:3], *tail_v.stride()[:3], B, H, H_kv, scale2, BLOCK_N=BLOCK_N, HEAD_DIM=D, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size) -> None:
+    """One sentence for every input that has no answer."""
+    B, H, D = q.shape if q.ndim == 3 else (-1, -1, -1)
+    P, H_kv, _, prefix_D = prefix_k.shape if prefix_k.ndim == 4 else (-2, -2, -2, -2)
+    fits = prefix_k.shape == prefix_v.shape and tail_k.shape == tail_v.shape and tail_k.ndim == 4 and D == prefix_D
+    fits = fits and tail_k.shape[:2] == (B, H_kv) and tail_k.shape[3] == D and H_kv > 0 and H % H_kv == 0
+    if not (fits and P * group_size == B and (prefix_first is None or prefix_first.shape == (P,))):
+        shapes = f"q {tuple(q.shape)}, prefix {tuple(prefix_k.shape)}, tail {tuple(tail_k.shape)}, group_size {group_size}"
+        raise ValueError(
+            f"decode_attention: got {shapes}; needs q (P * group_size, H, D), prefix_k and prefix_v (P, H_kv, Tp, D), "
+            "prefix_first (P,) or None, tail_k and tail_v (P * group_size, H_kv, Tt, D), H a multiple of H_kv"
+        )
+    if not (prefix_k.dtype == prefix_v.dtype == tail_k.dtype == tail_v.dtype and q.is_floating_point()):
+        raise ValueError(f"decode_attention: got a {prefix_k.dtype} prefix and a {tail_k.dtype} tail; needs one floating dtype")
+
+
+def decode_attention(
+    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None, impl="auto"
+):
+    """softmax(<q, k> / sqrt(D)) v of one query per sample over [its prompt's keys | its own tail]: (B, H, D) in q's dtype.
+
+    q (B, H, D) with row p * group_size + g = sample g of prompt p; prefix_k, prefix_v (P, H_kv, Tp, D), P * group_size = B;
+    tail_k, tail_v (B, H_kv, Tt, D). Valid are prefix slots prefix_first[p]..prefix_lengths[p]-1 (None: from 0, to the end)
+    and tail slots 0..tail_lengths[i]-1 (None: all; a number: the same for every row; or (B,)). A row without keys gives 0.
+    float32, float16, bfloat16, all alike for Triton; D is 32, 64 or 128 there, anything for torch. No gradient.
+
+    Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing.
+    impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes and dtypes that do not fit.
+    """
+    check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size)
+    unsupported = None
+    if q.shape[2] not in HEAD_SIZES:
+        unsupported = f"got head size {q.shape[2]}, the decoding kernel takes 32, 64 and 128"
+    elif q.dtype != tail_k.dtype:
+        unsupported = f"got {q.dtype} queries and a {tail_k.dtype} cache, the decoding kernel takes one dtype"
+    if choose_impl(impl, q, unsupported) == "triton":
+        return _decode_triton(
+            q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths
+        )
     return prefix_tail_attention_torch(
         q[:, :, None], prefix_k, prefix_v, prefix_first, tail_k, tail_v,
         group_size=group_size, prefix_lengths=prefix_lengths, tail_lengths=tail_lengths,
-    )[:, :, 0]
+    )[:, :, 0]  # fmt: skip
