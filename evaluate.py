@@ -23,8 +23,17 @@ import torch
 from common import UserError, add_system_args, load_checkpoint, parent_of, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
 from data.math_qa import (
-    TASKS, StopStrings, encode_prompts, extract_answer, few_shot_prefix, format_prompt, guess_floor, load_questions, reward,
-    reward_flexible, template_for,
+    TASKS,
+    StopStrings,
+    encode_prompts,
+    extract_answer,
+    few_shot_prefix,
+    format_prompt,
+    guess_floor,
+    load_questions,
+    reward,
+    reward_flexible,
+    template_for,
 )  # fmt: skip
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from model import load_model
@@ -36,9 +45,22 @@ def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     g = p.add_argument_group("Input and output")
     g.add_argument("--ckpt", required=True, metavar="CKPT")
-    g.add_argument("--data", default="data/world", metavar="DIR", help="world or prepared folder; real sets come from it or $REAL_DATA")
-    g.add_argument("--out", metavar="FILE.json", help="default: beside the checkpoint; readable completions go to FILE.samples.jsonl")
-    g.add_argument("--tasks", nargs="+", help=f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data")
+    g.add_argument(
+        "--data",
+        default="data/world",
+        metavar="DIR",
+        help="world or prepared folder; real sets come from it or $REAL_DATA",
+    )
+    g.add_argument(
+        "--out",
+        metavar="FILE.json",
+        help="default: beside the checkpoint; readable completions go to FILE.samples.jsonl",
+    )
+    g.add_argument(
+        "--tasks",
+        nargs="+",
+        help=f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data",
+    )
     g.add_argument("--split", default="test", choices=["val", "test"])
     g.add_argument("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
     g = p.add_argument_group("Sampling")
@@ -47,17 +69,23 @@ def parse_args():
     g.add_argument("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
     g.add_argument("--top-p", type=float, default=0.95)
     g.add_argument("--max-new-tokens", type=int, default=64)
-    g.add_argument("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
+    g.add_argument(
+        "--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question"
+    )
     g.add_argument("--shot-seed", type=int, default=42, help="draws the exemplars")
     g.add_argument("--shot-task", help="take the exemplars from this question set; default: the task's own")
     g.add_argument("--template", help="prompt template: world | gsm8k | boxed; default: the task's own")
-    g.add_argument("--prompts-per-batch", type=int, default=64, help="questions sampled together: memory and speed only")
+    g.add_argument(
+        "--prompts-per-batch", type=int, default=64, help="questions sampled together: memory and speed only"
+    )
     add_system_args(p)
     args = p.parse_args()
     if args.temperature == 0 and args.n_samples > 1:
         args.n_samples, args.k = 1, [1]
     if max(args.k) > args.n_samples or min(args.k) < 1:
-        raise UserError(f"--k {max(args.k)} with --n-samples {args.n_samples}: pass@k needs 1 <= k <= n samples; raise --n-samples")
+        raise UserError(
+            f"--k {max(args.k)} with --n-samples {args.n_samples}: pass@k needs 1 <= k <= n samples; raise --n-samples"
+        )
     return args
 
 
@@ -117,7 +145,10 @@ def sample_task(model, enc, task: str, args, device) -> tuple[dict, list[dict]]:
                     for t in texts[mine][:4]
                 ]  # fmt: skip
         done = len(rows)
-        print(f"{task} {done}/{len(questions)} questions | {(time.time() - began) / done * (len(questions) - done):.0f} s left", flush=True)
+        print(
+            f"{task} {done}/{len(questions)} questions | {(time.time() - began) / done * (len(questions) - done):.0f} s left",
+            flush=True,
+        )
     floor = guess_floor([q.answer for q in train], [q.answer for q in questions], args.k) if train else {}
     total = len(rows) * args.n_samples
     result = {
@@ -142,7 +173,9 @@ def print_table(results: dict, args) -> None:
     print(f"\n{'task':<10}{'scoring':<10}{head}{'format':>9}")
     for task, r in results["questions"].items():
         for scoring in ("flexible", "strict"):
-            shown = "".join(f"{percent(r[scoring][f'pass@{k}']['value'], r[scoring][f'pass@{k}']['stderr']):>16}" for k in args.k)
+            shown = "".join(
+                f"{percent(r[scoring][f'pass@{k}']['value'], r[scoring][f'pass@{k}']['stderr']):>16}" for k in args.k
+            )
             print(f"{task:<10}{scoring:<10}{shown}{100 * r['format_rate']:>8.1f}%")
         if r["guess_floor"]:
             print(f"{task:<10}{'floor':<10}" + "".join(f"{100 * r['guess_floor'][str(k)]:>16.1f}" for k in args.k))
@@ -160,7 +193,9 @@ def default_tasks(data: Path) -> list[str]:
     found = ["gsm", "hard"] if (data / "test.jsonl").exists() else []
     found += [b for b in WORLD_TASKS if (data / f"bench_{b}.jsonl").exists()]
     if not found:
-        raise UserError(f"{data} holds no questions or benchmarks; name --tasks (real ones are read from --data or $REAL_DATA)")
+        raise UserError(
+            f"{data} holds no questions or benchmarks; name --tasks (real ones are read from --data or $REAL_DATA)"
+        )
     return found
 
 
@@ -172,7 +207,11 @@ def main():
     device = setup(args)
     folder = Path(args.data)
     enc = load_tokenizer(folder if (folder / "meta.json").exists() else ckpt["tokenizer"]["name"])
-    if enc.n_vocab != ckpt["tokenizer"]["n_vocab"] and args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
+    if (
+        enc.n_vocab != ckpt["tokenizer"]["n_vocab"]
+        and args.tasks
+        and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
+    ):
         enc = load_tokenizer(ckpt["tokenizer"]["name"])  # real sets need nothing of --data's default, the world
     check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
@@ -180,7 +219,9 @@ def main():
     unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
     if unknown:
         raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join((*TASKS, *WORLD_TASKS, *REAL_TASKS))}")
-    print(f"{args.ckpt} | {ckpt['stage']} step {ckpt['step']} | {ckpt['tokens'] / 1e6:.2f}M pre-training tokens | tasks {' '.join(tasks)}")
+    print(
+        f"{args.ckpt} | {ckpt['stage']} step {ckpt['step']} | {ckpt['tokens'] / 1e6:.2f}M pre-training tokens | tasks {' '.join(tasks)}"
+    )
 
     began = time.time()
     results: dict = {"questions": {}, "benchmarks": {}}
@@ -198,10 +239,13 @@ def main():
         results["general_average"] = sum(leading) / len(leading)
     print_table(results, args)
     if samples:
-        print(f"\nsample | {samples[0]['prompt']}\n       |{samples[0]['completion']}\n       | gold {samples[0]['gold']}")
+        print(
+            f"\nsample | {samples[0]['prompt']}\n       |{samples[0]['completion']}\n       | gold {samples[0]['gold']}"
+        )
     report = {
         "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
-        "settings": vars(args) | {"dtype_used": str(device.dtype), "device_used": str(device.device), "threads_used": torch.get_num_threads()},
+        "settings": vars(args)
+        | {"dtype_used": str(device.dtype), "device_used": str(device.device), "threads_used": torch.get_num_threads()},
         "commit": git_commit(),
         "seconds": round(time.time() - began, 1),
         **results,
@@ -214,7 +258,9 @@ def main():
 
 
 def git_commit() -> str | None:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     return found.stdout.strip() or None
 
 

@@ -23,12 +23,30 @@ from pathlib import Path
 import torch
 
 from common import (
-    FORMAT, Run, UserError, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw,
-    load_checkpoint, load_start, lr_at, make_optimizer, parse, parent_of, reference_weights, run, save_checkpoint, set_lr,
-    setup, step_with_clip, weights_hash, writable_dir,
+    FORMAT,
+    Run,
+    UserError,
+    add_system_args,
+    add_training_args,
+    check_context,
+    check_finite,
+    draw,
+    load_checkpoint,
+    load_start,
+    lr_at,
+    make_optimizer,
+    parent_of,
+    parse,
+    reference_weights,
+    run,
+    save_checkpoint,
+    set_lr,
+    setup,
+    step_with_clip,
+    weights_hash,
+    writable_dir,
 )  # fmt: skip
 from data.math_qa import format_prompt, load_questions, template_for
-from data.tokenizer import tokenizer_id
 from train_rl import add_rl_args, check_rl_args, grpo_step, rollout, rollout_metrics
 from train_sft import add_sft_args, load_examples, sft_gradient
 
@@ -44,12 +62,15 @@ PRESETS = {
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
-    p.add_argument("--average", nargs="+", metavar="CKPT", help="merge these finished checkpoints; --out is then a file")
+    p.add_argument(
+        "--average", nargs="+", metavar="CKPT", help="merge these finished checkpoints; --out is then a file"
+    )
     p.add_argument("--weights", type=float, nargs="+", help="of RL and SFT, or of the --average files; default: equal")
-    p.add_argument("--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps")
+    p.add_argument(
+        "--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps"
+    )
     p.add_argument("--sft-lr", type=float, default=2e-4, help="rate of the SFT side; --lr is the RL side's")
     add_training_args(p, steps=30, lr=1e-4)
-    add_question_args(p)
     add_rl_args(p)
     add_sft_args(p)
     add_system_args(p)
@@ -58,7 +79,9 @@ def parse_args():
         if args.init or args.resume:
             raise UserError("--average merges finished checkpoints and --init or --resume trains; give one of them")
         if not args.out or Path(args.out).is_dir() or Path(args.out).exists():
-            raise UserError(f"--out {args.out}: with --average this is the new checkpoint's file name; give one that does not exist")
+            raise UserError(
+                f"--out {args.out}: with --average this is the new checkpoint's file name; give one that does not exist"
+            )
         args.weights = args.weights or [1 / len(args.average)] * len(args.average)
         if len(args.weights) != len(args.average):
             raise UserError(f"{len(args.weights)} --weights for {len(args.average)} checkpoints; give one weight each")
@@ -70,7 +93,9 @@ def parse_args():
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
     if args.sync_every < 1 or any(n % args.sync_every for n in [args.steps, *saves]):
-        raise UserError(f"--sync-every {args.sync_every} must divide --steps and every saving step ({[args.steps, *saves]}); change one")
+        raise UserError(
+            f"--sync-every {args.sync_every} must divide --steps and every saving step ({[args.steps, *saves]}); change one"
+        )
     return args, ckpt
 
 
@@ -97,12 +122,16 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
         if ckpt["tokenizer"] != first["tokenizer"]:
             raise UserError(f"{path} has another tokenizer than {paths[0]}; merge checkpoints of one model")
         if not ckpt["parent"] or not first["parent"] or ckpt["parent"]["hash"] != first["parent"]["hash"]:
-            raise UserError(f"{path} and {paths[0]} do not start from the same checkpoint; merge runs with the same --init")
+            raise UserError(
+                f"{path} and {paths[0]} do not start from the same checkpoint; merge runs with the same --init"
+            )
     model = {}
     for name, tensor in first["model"].items():
         model[name] = tensor.clone()
         if tensor.is_floating_point():
-            kept = [(w, c["model"][name].float()) for w, c in zip(weights, ckpts, strict=True) if w]  # weight 0: not read
+            kept = [
+                (w, c["model"][name].float()) for w, c in zip(weights, ckpts, strict=True) if w
+            ]  # weight 0: not read
             model[name] = sum((w * t for w, t in kept[1:]), start=kept[0][0] * kept[0][1])
     parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
     return dict(
@@ -122,8 +151,8 @@ def main():
         print(f"saved {args.out} | weights {args.weights} | {weights_hash(merged['model'])[:12]}")
         return
     device = setup(args)
-    start = load_start(args, ckpt, device)
-    rl_side, enc, template = start.model, start.enc, template_for(args.task)
+    rl_side, enc, start = load_start(args, ckpt, device)
+    template = template_for(args.task)
     sft_side = copy.deepcopy(rl_side)
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
@@ -152,11 +181,16 @@ def main():
         set_lr(sft_optimizer, lr_at(step, args, args.sft_lr, "constant"))
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
         batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device)
-        metrics = rollout_metrics(batch, args.group_size) | grpo_step(rl_side, ref, rl_optimizer, batch, args, device)  # theta_A
+        metrics = rollout_metrics(batch, args.group_size) | grpo_step(
+            rl_side, ref, rl_optimizer, batch, args, device
+        )  # theta_A
         pairs = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed + 1)]
         stats = sft_gradient(sft_side, pairs, args, device)
         check_finite(stats["loss"], step + 1, args.out)
-        metrics |= {"sft/loss": stats["loss"], "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip)}  # theta_B
+        metrics |= {
+            "sft/loss": stats["loss"],
+            "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip),
+        }  # theta_B
         done = step + 1
         if done % args.sync_every == 0:
             synchronise(rl_side, sft_side, anchor, args.weights)
@@ -171,10 +205,7 @@ def main():
         out.log(done, fields, metrics)
         if out.due(done):
             optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
-            out.save(
-                done, model=rl_side, optimizer=optimizers, tokens=start.tokens, tokenizer=tokenizer_id(enc),
-                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
-            )  # fmt: skip
+            out.save(done, rl_side, optimizers, start, metrics)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class GPTConfig:
     tied: bool = True  # head weight = embedding weight
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    init_std: float = 0.02  # truncated at 3 sigma
+    init_std: float = 0.05  # truncated at 3 sigma
     vocab_multiple: int = 64
 
     def __post_init__(self):
@@ -56,16 +56,27 @@ class GPTConfig:
 
     def flops_per_token(self, T: int) -> float:
         """Training FLOPs of one token in a context of T: 6 per matmul weight, plus causal attention (PaLM, app. B)."""
-        weights = self.n_layer * self.n_embd * (
-            2 * self.n_embd + 2 * self.n_kv_head * self.head_dim + 3 * self.n_hidden
-        ) + self.vocab_size * self.n_embd
+        weights = (
+            self.n_layer * self.n_embd * (2 * self.n_embd + 2 * self.n_kv_head * self.head_dim + 3 * self.n_hidden)
+            + self.vocab_size * self.n_embd
+        )
         return 6.0 * weights + 6.0 * self.n_layer * self.n_embd * T
 
 
-OLMO2 = dict(post_norm=True, qk_norm=True, tied=False, rope_theta=500_000.0, vocab_size=100_278, vocab_multiple=128)
+OLMO2 = dict(
+    init_std=0.02,
+    post_norm=True,
+    qk_norm=True,
+    tied=False,
+    rope_theta=500_000.0,
+    vocab_size=100_278,
+    vocab_multiple=128,
+)
 PRESETS = {
     "world": GPTConfig(),
-    "gpt2": GPTConfig(vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048),
+    "gpt2": GPTConfig(
+        vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048, init_std=0.02
+    ),
     "olmo2-1b": GPTConfig(block_size=4096, n_layer=16, n_head=16, n_embd=2048, n_hidden=8192, **OLMO2),
     "olmo2-4b": GPTConfig(block_size=4096, n_layer=24, n_head=24, n_embd=3072, n_hidden=12288, **OLMO2),
 }
@@ -91,7 +102,9 @@ class Attention(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
         self.c = c
-        self.c_attn = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False)  # q, k, v in one matmul
+        self.c_attn = nn.Linear(
+            c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False
+        )  # q, k, v in one matmul
         self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.n_embd, c.norm_eps)
@@ -284,7 +297,9 @@ class GPT(nn.Module):
         lengths = torch.tensor([len(c) for c in completions], device=device)
         steps = torch.arange(int(lengths.max()), device=device)[None]
         mask = steps < lengths[:, None]
-        starts = torch.tensor([len(p) - 1 for p in prompts], device=device)  # a prompt's last state scores the first token
+        starts = torch.tensor(
+            [len(p) - 1 for p in prompts], device=device
+        )  # a prompt's last state scores the first token
         at = (torch.arange(B, device=device)[:, None] * idx.shape[1] + starts[:, None] + steps)[mask]  # (tokens,)
         h = self.hidden(idx).flatten(0, 1).index_select(0, at)
         scored, _, entropy = self.logprobs(h, pad_rows(completions, steps.shape[1], device)[mask], temperature)
@@ -309,7 +324,7 @@ class GPT(nn.Module):
         """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole rows."""
         _, shared, _ = self.read([prefix], len(prefix))
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
-        idx = pad_rows(rows, int(lengths.max()), self.device)  # right-padded: causality hides the pads
+        idx = pad_rows(rows, round_up(int(lengths.max()), 16), self.device)  # right-padded: causality hides the pads
         positions = (len(prefix) + torch.arange(idx.shape[1], device=self.device))[None].expand(len(rows), -1)
         cache = []
 
@@ -384,6 +399,7 @@ class GPT(nn.Module):
         row = torch.arange(P * G, device=device)  # the active completions ...
         slot = row // G * group + row % G  # ... and where their tails are
         h = h.repeat_interleave(G, dim=0)
+        h = torch.cat((h, h[-1:].expand(max(16, round_up(len(h), 8)) - len(h), -1)))
         for step in range(max_new_tokens):
             logits = F.linear(h, self.head_weight).float()[: len(row)]
             u = uniform_noise(seed, question[row // G], row % G, step)
@@ -395,7 +411,7 @@ class GPT(nn.Module):
             done = torch.isin(new, eos)
             if stop is not None:
                 for i in stop.candidates.to(device)[new].nonzero().squeeze(-1).tolist():
-                    done[i] |= stop(tokens[row[i], max(0, step - 15) : step + 1].tolist())
+                    done[i] |= stop(tokens[row[i], : step + 1].tolist())
             lengths[row[done].cpu()] = step + 1
             finished[row[done].cpu()] = True
             row, slot, new = row[~done], slot[~done], new[~done]
@@ -449,7 +465,9 @@ class GPT(nn.Module):
         return Rollout(tokens[:, :L], lengths, finished, logprobs[:, :L] if return_logprobs else None)
 
     @torch.no_grad()
-    def continuation_logprobs(self, contexts, choices, micro_batch_tokens: int = 8192) -> list[list[tuple[float, bool]]]:
+    def continuation_logprobs(
+        self, contexts, choices, micro_batch_tokens: int = 8192
+    ) -> list[list[tuple[float, bool]]]:
         """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy choice).
 
         A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
@@ -463,7 +481,11 @@ class GPT(nn.Module):
             width = round_up(len(contexts[order[0]]), 16)  # the longest of what is left
             count = max(1, micro_batch_tokens // width)
             batch, order = order[:count], order[count:]
-            for i, scores in zip(batch, self._score_choices([contexts[i] for i in batch], [choices[i] for i in batch], width), strict=True):
+            for i, scores in zip(
+                batch,
+                self._score_choices([contexts[i] for i in batch], [choices[i] for i in batch], width),
+                strict=True,
+            ):
                 results[i] = scores
         self.train(was_training)
         return results
@@ -471,7 +493,9 @@ class GPT(nn.Module):
     def _score_choices(self, contexts, choices, width):
         last, cache, first = self.read(contexts, width)
         group, device = max(map(len, choices)), self.device
-        flat = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
+        flat = [
+            c for item in choices for c in item + [item[-1]] * (group - len(item))
+        ]  # equal groups; repeats are dropped
         T = max(max(len(c) for c in flat) - 1, 1)
         idx = pad_rows([c[:-1] for c in flat], T, device)  # the context's last state scores a choice's first token
         positions = (width - first.long()).repeat_interleave(group)[:, None] + torch.arange(T, device=device)
@@ -481,7 +505,9 @@ class GPT(nn.Module):
 
         h = self.hidden(idx, positions=positions.clamp(max=self.config.block_size - 1), attend=attend)
         h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, flat))]
-        real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in flat], device=device)[:, None]
+        real = (
+            torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in flat], device=device)[:, None]
+        )
         targets = pad_rows(flat, h.shape[1], device)[real]
         logits = F.linear(h[real], self.head_weight).float()
         scores = torch.zeros(real.shape, device=device)
@@ -503,6 +529,8 @@ def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str =
         model.load_state_dict(ckpt["model"])
     except (RuntimeError, TypeError) as error:
         detail = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: its weights do not fit its model_config ({detail}); the file is damaged, use another") from error
+        raise UserError(
+            f"{path}: its weights do not fit its model_config ({detail}); the file is damaged, use another"
+        ) from error
     model.impl = impl
     return model.to(device)

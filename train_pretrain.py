@@ -20,8 +20,20 @@ import time
 import torch
 
 from common import (
-    Run, UserError, add_system_args, add_training_args, check_finite, lr_at, make_optimizer, note_changes, parse,
-    run, set_lr, setup, step_with_clip,
+    Run,
+    Start,
+    UserError,
+    add_system_args,
+    add_training_args,
+    check_finite,
+    lr_at,
+    make_optimizer,
+    note_changes,
+    parse,
+    run,
+    set_lr,
+    setup,
+    step_with_clip,
 )  # fmt: skip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
 from data.tokens import TokenMix, load_meta, val_batches
@@ -30,15 +42,19 @@ from model import PRESETS, build_model, load_model
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_args(p, steps=800, lr=3e-3, init=False)
+    add_training_args(p, steps=1200, lr=3e-3, pretrain=True)
     g = p.add_argument_group("Model and data")
     g.add_argument("--preset", default="world", choices=list(PRESETS), help="model shape")
     g.add_argument("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
     g.add_argument("--block-size", type=int, default=640, help="window in tokens")
     g.add_argument("--batch-tokens", type=int, default=10_240, help="tokens of one optimizer step, all micro-batches")
     g.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log-sum-exp; 0 = off")
-    g.add_argument("--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts")
-    g.add_argument("--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints")
+    g.add_argument(
+        "--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts"
+    )
+    g.add_argument(
+        "--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints"
+    )
     g.add_argument("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
     add_system_args(p)
     args, ckpt = parse(p)
@@ -85,26 +101,26 @@ def main():
     data = TokenMix(args.data, meta["mixes"][args.mix], args.block_size, rows, args.seed)
     identity = {"tokenizer": meta["tokenizer"]["hash"], "files": meta["files"], "mix": meta["mixes"][args.mix]}
 
-    start, tokens = 0, 0
     if ckpt:
         check_tokenizer(enc, ckpt["tokenizer"], args.resume)
-        model = load_model(ckpt, args.resume, device.device)
-        start, tokens = ckpt["step"], ckpt["tokens"]
+        model = load_model(ckpt, args.resume, device.device, args.kernels)
+        start = Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity, ckpt["optimizer"])
         note_changes(ckpt, identity)
     else:
         model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
-    model.impl = args.kernels
+        model.impl = args.kernels
+        start = Start(0, 0, tokenizer_id(enc), None, identity)
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(ckpt["optimizer"])
-    out = Run(args, "train_pretrain", start)
+        optimizer.load_state_dict(start.optimizer)
+    out = Run(args, "train_pretrain", start.step)
     step_tokens = rows * args.block_size
     print(
         f"{model.n_params() / 1e6:.2f}M parameters | {step_tokens:,} tokens a step | {args.steps} steps, "
         f"{args.steps * step_tokens / 1e6:.1f}M tokens | checkpoints at {args.save_at or f'every {args.save_every}'}"
     )
 
-    for step in range(start, args.steps):
+    for step in range(start.step, args.steps):
         began = time.time()
         lr = lr_at(step, args, args.lr, "cosine")
         set_lr(optimizer, lr)
@@ -118,22 +134,24 @@ def main():
         loss = float(loss)
         check_finite(loss, step + 1, args.out)
         norm = step_with_clip(model, optimizer, args.grad_clip)
-        tokens += step_tokens
+        start.tokens += step_tokens
 
         done, seconds = step + 1, time.time() - began
-        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr, "train/tokens": tokens}
+        metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr, "train/tokens": start.tokens}
         metrics |= {"perf/tok_per_sec": step_tokens / seconds, "perf/step_ms": 1e3 * seconds}
         if out.due(done) or (args.eval_every and done % args.eval_every == 0):
             metrics["eval/loss"] = validation_loss(model, args, device)
-        fields = {"loss": f"{loss:.4f}", "gnorm": f"{norm:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{step_tokens / seconds:,.0f}"}
+        fields = {
+            "loss": f"{loss:.4f}",
+            "gnorm": f"{norm:.2f}",
+            "lr": f"{lr:.1e}",
+            "tok/s": f"{step_tokens / seconds:,.0f}",
+        }
         if "eval/loss" in metrics:
             fields = {"val": f"{metrics['eval/loss']:.4f}", **fields}
         out.log(done, fields, metrics)
         if out.due(done):
-            out.save(
-                done, model=model, optimizer=optimizer.state_dict(), tokens=tokens, tokenizer=tokenizer_id(enc),
-                data={"position": done, "identity": identity}, parent=None, metrics=metrics,
-            )  # fmt: skip
+            out.save(done, model, optimizer.state_dict(), start, metrics)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,25 @@ from dataclasses import dataclass
 import torch
 
 from common import (
-    Run, UserError, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw, load_start,
-    lr_at, make_optimizer, parse, reference_weights, run, set_lr, setup, step_with_clip,
+    Run,
+    UserError,
+    add_system_args,
+    add_training_args,
+    check_context,
+    check_finite,
+    draw,
+    load_start,
+    lr_at,
+    make_optimizer,
+    parse,
+    reference_weights,
+    run,
+    set_lr,
+    setup,
+    step_with_clip,
 )  # fmt: skip
 from data.math_qa import extract_answer, format_prompt, load_questions, reward, template_for
-from data.tokenizer import decode, tokenizer_id
+from data.tokenizer import decode
 
 PRESETS = {
     "laptop": {},
@@ -46,29 +60,48 @@ def add_rl_args(p) -> None:
     g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
     g.add_argument("--max-new-tokens", type=int, default=64, help="longest completion in tokens")
     g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
-    g.add_argument("--updates-per-batch", type=int, default=1, help="disjoint prompt mini-batches of a rollout batch, one update each")
+    g.add_argument(
+        "--updates-per-batch",
+        type=int,
+        default=1,
+        help="disjoint prompt mini-batches of a rollout batch, one update each",
+    )
     g.add_argument("--loss-norm", default="token", choices=["token", "sequence", "constant"])
-    g.add_argument("--adv-norm", default="std", choices=["std", "none"], help="divide centred rewards by the group's std, or not")
+    g.add_argument(
+        "--adv-norm", default="std", choices=["std", "none"], help="divide centred rewards by the group's std, or not"
+    )
     g.add_argument("--clip-low", type=float, default=0.2)
     g.add_argument("--clip-high", type=float, default=0.2)
-    g.add_argument("--dual-clip", type=float, default=3.0, help="bound on the ratio where the advantage is negative; 0 = off")
-    g.add_argument("--kl-coef", type=float, default=0.0, help="weight of k3 to the starting checkpoint; 0 keeps no reference in memory")
+    g.add_argument(
+        "--dual-clip", type=float, default=3.0, help="bound on the ratio where the advantage is negative; 0 = off"
+    )
+    g.add_argument(
+        "--kl-coef",
+        type=float,
+        default=0.0,
+        help="weight of k3 to the starting checkpoint; 0 keeps no reference in memory",
+    )
 
 
 def check_rl_args(args) -> None:
     if args.group_size < 2:
-        raise UserError(f"--group-size {args.group_size}: a group needs at least 2 completions to have a baseline; try --group-size 8")
+        raise UserError(
+            f"--group-size {args.group_size}: a group needs at least 2 completions to have a baseline; try --group-size 8"
+        )
     if not 1 <= args.updates_per_batch <= args.prompts_per_step:
-        raise UserError(f"--updates-per-batch {args.updates_per_batch}: needs 1 to --prompts-per-step ({args.prompts_per_step}); lower it")
+        raise UserError(
+            f"--updates-per-batch {args.updates_per_batch}: needs 1 to --prompts-per-step ({args.prompts_per_step}); lower it"
+        )
     if args.temperature <= 0:
-        raise UserError(f"--temperature {args.temperature}: rollouts are sampled, so it must be above 0; the paper uses 1")
+        raise UserError(
+            f"--temperature {args.temperature}: rollouts are sampled, so it must be above 0; the paper uses 1"
+        )
 
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=30, lr=1e-4)
-    add_question_args(p)
     add_rl_args(p)
     add_system_args(p)
     args, ckpt = parse(p, PRESETS)
@@ -97,7 +130,18 @@ def loss_weights(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> 
     return torch.full_like(lengths, 1.0 / (len(lengths) * max_new_tokens), dtype=torch.float32)
 
 
-def grpo_loss(logprobs, old_logprobs, advantages, mask, weights, clip_low, clip_high, dual_clip=0.0, ref_logprobs=None, kl_coef=0.0):
+def grpo_loss(
+    logprobs,
+    old_logprobs,
+    advantages,
+    mask,
+    weights,
+    clip_low,
+    clip_high,
+    dual_clip=0.0,
+    ref_logprobs=None,
+    kl_coef=0.0,
+):
     """The clipped surrogate with the k3 penalty, summed over completion tokens with per-row weights c_i.
 
     logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages and
@@ -168,7 +212,9 @@ def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
 def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
     """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch, or
     None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
-    weights = dict(zip(rows, loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens).tolist(), strict=True))
+    weights = dict(
+        zip(rows, loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens).tolist(), strict=True)
+    )
     total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "entropy": 0.0, "tokens": 0, "ratio_min": 1.0, "ratio_max": 1.0}
     for i, part in enumerate(signal_micro_batches(batch, rows, args)):
         prompts, completions = batch.rows(part)
@@ -252,8 +298,7 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    start = load_start(args, ckpt, device)
-    model, enc = start.model, start.enc
+    model, enc, start = load_start(args, ckpt, device)
     template = template_for(args.task)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
@@ -275,12 +320,24 @@ def main():
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
-        batch = rollout(model, enc, questions, prompts, draw(len(questions), args.prompts_per_step, step, args.seed), step, args, device)
+        batch = rollout(
+            model,
+            enc,
+            questions,
+            prompts,
+            draw(len(questions), args.prompts_per_step, step, args.seed),
+            step,
+            args,
+            device,
+        )
         sampled = time.time()
         metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device)
         seconds, done = time.time() - began, step + 1
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
-        metrics |= {"perf/sample_ms": 1e3 * (sampled - began), "perf/tok_per_sec": metrics["completion/tokens"] / seconds}
+        metrics |= {
+            "perf/sample_ms": 1e3 * (sampled - began),
+            "perf/tok_per_sec": metrics["completion/tokens"] / seconds,
+        }
         fields = {
             "reward": f"{metrics['reward/mean']:.4f}", "hits": metrics["reward/hits"], "no signal": f"{metrics['reward/frac_zero_std_groups']:.0%}",
             "loss": f"{metrics['train/loss']:+.4f}", "len": f"{metrics['completion/len_mean']:.0f}", "kl": f"{metrics['policy/kl']:.4f}",
@@ -294,10 +351,7 @@ def main():
                 for i in dict.fromkeys([0, args.group_size, best])
             ])  # fmt: skip
         if out.due(done):
-            out.save(
-                done, model=model, optimizer=optimizer.state_dict(), tokens=start.tokens, tokenizer=tokenizer_id(enc),
-                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
-            )  # fmt: skip
+            out.save(done, model, optimizer.state_dict(), start, metrics)
 
 
 if __name__ == "__main__":

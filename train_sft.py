@@ -18,11 +18,22 @@ import time
 import torch
 
 from common import (
-    Run, add_question_args, add_system_args, add_training_args, check_context, check_finite, draw, load_start, lr_at,
-    make_optimizer, parse, run, set_lr, setup, step_with_clip,
+    Run,
+    add_system_args,
+    add_training_args,
+    check_context,
+    check_finite,
+    draw,
+    load_start,
+    lr_at,
+    make_optimizer,
+    parse,
+    run,
+    set_lr,
+    setup,
+    step_with_clip,
 )  # fmt: skip
 from data.math_qa import format_prompt, format_target, load_questions, template_for
-from data.tokenizer import tokenizer_id
 
 PRESETS = {
     "laptop": {},
@@ -33,15 +44,21 @@ PRESETS = {
 def add_sft_args(p) -> None:
     g = p.add_argument_group("The SFT objective")
     g.add_argument("--batch-size", type=int, default=64, help="examples of one optimizer step")
-    g.add_argument("--gold", action=argparse.BooleanOptionalAction, default=False, help="all solutions of a question, not the first")
-    g.add_argument("--sft-loss-norm", default="token", choices=["token", "sum"], help="divide by the step's target tokens, or not")
+    g.add_argument(
+        "--gold",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="all solutions of a question, not the first",
+    )
+    g.add_argument(
+        "--sft-loss-norm", default="token", choices=["token", "sum"], help="divide by the step's target tokens, or not"
+    )
 
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=200, lr=2e-4)
-    add_question_args(p)
     add_sft_args(p)
     p.add_argument("--epochs", type=float, help="passes over the examples; sets --steps")
     add_system_args(p)
@@ -85,8 +102,7 @@ def sft_gradient(model, examples, args, device) -> dict:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    start = load_start(args, ckpt, device)
-    model, enc = start.model, start.enc
+    model, enc, start = load_start(args, ckpt, device)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     examples = load_examples(enc, questions, template_for(args.task), args.gold)
     check_context([prompt + target for prompt, target in examples], 0, model.config.block_size)
@@ -98,7 +114,9 @@ def main():
         optimizer.load_state_dict(start.optimizer)
     out = Run(args, "train_sft", start.step)
     epochs = args.steps * args.batch_size / len(examples)
-    print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {args.steps} steps of {args.batch_size}: {epochs:.1f} epochs")
+    print(
+        f"{len(examples)} examples of {len(questions)} {args.task} questions | {args.steps} steps of {args.batch_size}: {epochs:.1f} epochs"
+    )
 
     for step in range(start.step, args.steps):
         began = time.time()
@@ -110,13 +128,15 @@ def main():
         seconds, done = time.time() - began, step + 1
         metrics = {"train/loss": stats["loss"], "train/grad_norm": norm, "train/lr": lr, "train/updates": done}
         metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}
-        fields = {"loss": f"{stats['loss']:.4f}", "gnorm": f"{norm:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}"}
+        fields = {
+            "loss": f"{stats['loss']:.4f}",
+            "gnorm": f"{norm:.2f}",
+            "lr": f"{lr:.1e}",
+            "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
+        }
         out.log(done, fields, metrics)
         if out.due(done):
-            out.save(
-                done, model=model, optimizer=optimizer.state_dict(), tokens=start.tokens, tokenizer=tokenizer_id(enc),
-                data={"position": done, "identity": start.identity}, parent=start.parent, metrics=metrics,
-            )  # fmt: skip
+            out.save(done, model, optimizer.state_dict(), start, metrics)
 
 
 if __name__ == "__main__":
