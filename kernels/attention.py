@@ -4,13 +4,13 @@ For each row b and head h, with scale = 1 / sqrt(D) and keys first[b, t]..t visi
 
     s[t, n] = scale <q[t], k[n]>,   p[t, n] = exp(s[t, n]) / sum_n' exp(s[t, n']),   o[t] = sum_n p[t, n] v[n]
 
-and o[t] = 0 where no key is visible. `first` (B, T) int32, non-decreasing along T, is the one mask: with first[b, t] = pads
-it is left padding, with first[b, t] = start of t's document it is packing; right padding needs nothing, since causality
-hides what comes later. Head h of q reads head h // (H / H_kv) of k and v.
+and o[t] = 0 where no key is visible. `first` (B, T) int32, non-decreasing along T, is the one mask: with first[b, t] =
+pads it is left padding, with first[b, t] = start of t's document it is packing; right padding needs nothing, since
+causality hides what comes later. Head h of q reads head h // (H / H_kv) of k and v.
 
-Forward (Dao et al. 2022): walk the keys in blocks and keep, a query, the maximum m, the sum l = sum exp(s - m) and the
-unnormalised acc = sum exp(s - m) v; a new maximum rescales both by exp(m_old - m_new). Then o = acc / l and
-lse = m + log l, the only thing saved for the backward besides the inputs and o: 4 T bytes a head against 4 T^2.
+Forward (Dao et al. 2022): walk the keys in blocks and keep, a query, the maximum m_i, the sum l_i = sum exp(s - m_i)
+and the unnormalised acc = sum exp(s - m_i) v; a new maximum rescales both by exp(m_old - m_new). Then o = acc / l_i and
+lse = m_i + log l_i, the only thing saved for the backward besides the inputs and o: 4 T bytes a head against 4 T^2.
 
 Backward: p = exp(s - lse) is recomputed. With upstream g = d loss / d o and delta[t] = <g[t], o[t]>,
 
@@ -36,6 +36,7 @@ except ImportError:
 
 HEAD_SIZES = (32, 64, 128)
 LOG2E = math.log2(math.e)
+DELTA_BLOCK = 64  # queries a program of _attn_bwd_delta
 
 
 def visible_keys(first, T: int, device) -> torch.Tensor:
@@ -56,9 +57,10 @@ def attention_reference(q, k, v, first=None):
 
 
 def attention_torch(q, k, v, first=None):
-    """Torch path. On CPU in float32 whatever the dtype: torch's bf16 backward there takes 34 ms for (64, 4, 64, 32) where
-    float32 takes 11 (one AVX-512 core with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (one AVX2 core).
-    Own bmm-softmax-bmm in cache-sized blocks was within 15 % of torch's fused kernel either way, so there is none."""
+    """Torch path. On CPU in float32 whatever the dtype: torch's bf16 backward there takes 34 ms for (64, 4, 64, 32)
+    where float32 takes 11 (one AVX-512 core with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (one
+    AVX2 core). Own bmm-softmax-bmm in cache-sized blocks was within 15 % of torch's fused kernel either way, so there
+    is none."""
     dtype = q.dtype
     if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         q, k, v = q.float(), k.float(), v.float()
@@ -79,22 +81,26 @@ def attention_torch(q, k, v, first=None):
 # chosen. Float32 (ieee, no tensor cores) and the interpreter take one small tile everywhere.
 TILES = {
     "sm80": {
-        32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        64: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        128: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+        32: ((128, 64, 8, 2), (32, 64, 4, 2), (64, 64, 4, 2)),
+        64: ((128, 64, 8, 2), (32, 64, 4, 2), (64, 64, 4, 2)),
+        128: ((128, 64, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
     },
     "sm90": {
-        32: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        64: ((128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        128: ((128, 128, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+        32: ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+        64: ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+        128: ((128, 64, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
+    },
+    "sm100": {
+        32: ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+        64: ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+        128: ((128, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2)),
     },
     "gfx942": {
-        32: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1)),
+        32: ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
         64: ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
-        128: ((128, 64, 8, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
+        128: ((128, 64, 8, 1), (32, 64, 8, 1), (64, 32, 8, 1)),
     },
 }
-TILES["sm100"] = TILES["sm90"]
 SMALL_TILES = ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))
 
 
@@ -115,20 +121,23 @@ if triton is not None:
         return s
 
     @triton.jit
-    def _load_rows(ptr, offs, stride, T, HEAD_DIM: tl.constexpr):
-        """Rows `offs` of a (T, HEAD_DIM) matrix, zeros past its end. Row offsets in int64: T * stride may pass 2**31."""
-        d = tl.arange(0, HEAD_DIM)
-        return tl.load(ptr + offs.to(tl.int64)[:, None] * stride + d[None, :], mask=(offs < T)[:, None], other=0.0)
+    def _load_rows(ptr, start, stride, T, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+        """Rows start..start+ROWS-1 of a (T, HEAD_DIM) matrix, zeros past its end. The offset of the first row is int64,
+        since T * stride may pass 2**31; offsets within the tile are int32, which takes half the registers."""
+        r, d = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
+        ptr += tl.cast(start, tl.int64) * stride
+        return tl.load(ptr + r[:, None] * stride + d[None, :], mask=(r < T - start)[:, None], other=0.0)
 
     @triton.jit
-    def _store_rows(ptr, x, offs, stride, T, HEAD_DIM: tl.constexpr):
-        d = tl.arange(0, HEAD_DIM)
-        at = ptr + offs.to(tl.int64)[:, None] * stride + d[None, :]
-        tl.store(at, x.to(ptr.dtype.element_ty), mask=(offs < T)[:, None])
+    def _store_rows(ptr, x, start, stride, T, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+        r, d = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
+        ptr += tl.cast(start, tl.int64) * stride
+        tl.store(ptr + r[:, None] * stride + d[None, :], x.to(ptr.dtype.element_ty), mask=(r < T - start)[:, None])
 
     @triton.jit
     def _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_FIRST: tl.constexpr):
-        """(first of each query, lo, left, right, hi): keys lo..left-1 and right..hi-1 need the mask, left..right-1 none."""
+        """(first of each query, lo, left, right, hi): keys lo..left-1 and right..hi-1 need the mask, left..right-1
+        none."""
         hi = tl.minimum(m0 + BLOCK_M, T)
         right = m0 // BLOCK_N * BLOCK_N  # whole blocks of keys that every query of the block has behind it
         if HAS_FIRST:
@@ -144,31 +153,33 @@ if triton is not None:
 
     @triton.jit
     def _fwd_keys(
-        acc, l, m, q, k_ptr, v_ptr, stride_k, stride_v, offs_m, first, lo, hi, T, scale2,
+        acc, l_i, m_i, q, k_ptr, v_ptr, stride_k, stride_v, offs_m, first, lo, hi, T, scale2,
         BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Take keys lo..hi-1 into the running maximum m, sum l and weighted sum acc."""
+        """Take keys lo..hi-1 into the running maximum m_i, sum l_i and weighted sum acc."""
         for n0 in range(lo, hi, BLOCK_N):
             offs_n = n0 + tl.arange(0, BLOCK_N)
-            k = _load_rows(k_ptr, offs_n, stride_k, T, HEAD_DIM)
+            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM)
             s = _scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION)
-            new_m = tl.maximum(m, tl.max(s, 1))  # m starts finite, so a row that sees nothing stays finite too
+            new_m = tl.maximum(m_i, tl.max(s, 1))  # m_i starts finite, so a row that sees nothing stays finite too
             p = tl.exp2(s - new_m[:, None])
-            scale = tl.exp2(m - new_m)
-            l = l * scale + tl.sum(p, 1)
-            v = _load_rows(v_ptr, offs_n, stride_v, T, HEAD_DIM)
+            scale = tl.exp2(m_i - new_m)
+            l_i = l_i * scale + tl.sum(p, 1)
+            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM)
             acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
-            m = new_m
-        return acc, l, m
+            m_i = new_m
+        return acc, l_i, m_i
 
     @triton.jit
     def _attn_fwd(
         q_ptr, k_ptr, v_ptr, first_ptr, o_ptr, lse_ptr,
         stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
         H, H_kv, T, scale2,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """One block of queries of one head. o is (B, H, T, D) contiguous, lse (B, H, T) in base 2, +inf for a row of no keys."""
+        """One block of queries of one head. o is (B, H, T, D) contiguous, lse (B, H, T) in base 2, +inf for a row of no
+        keys."""
         blocks = tl.cdiv(T, BLOCK_M)
         m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # the longest first: they finish last
         bh = tl.program_id(0) // blocks
@@ -177,29 +188,23 @@ if triton is not None:
         offs_m = m0 + tl.arange(0, BLOCK_M)
         k_ptr += b * stride_kb + h_kv * stride_kh
         v_ptr += b * stride_vb + h_kv * stride_vh
-        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, offs_m, stride_qt, T, HEAD_DIM)
+        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, m0, stride_qt, T, BLOCK_M, HEAD_DIM)
         first, lo, left, right, hi = _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M, BLOCK_N, HAS_FIRST)
-        m = tl.full([BLOCK_M], -1e30, tl.float32)
-        l = tl.zeros([BLOCK_M], dtype=tl.float32)
+        m_i = tl.full([BLOCK_M], -1e30, tl.float32)
+        l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
         acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
-        if HAS_FIRST:
-            acc, l, m = _fwd_keys(
-                acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
-                BLOCK_N, HEAD_DIM, True, PRECISION,
+        for phase in tl.static_range(3):  # the mask's left edge, the free middle, the diagonal
+            start = lo if phase == 0 else left if phase == 1 else right
+            stop = left if phase == 0 else right if phase == 1 else hi
+            acc, l_i, m_i = _fwd_keys(
+                acc, l_i, m_i, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, start, stop, T, scale2,
+                BLOCK_N, HEAD_DIM, phase != 1, PRECISION,
             )  # fmt: skip
-        acc, l, m = _fwd_keys(
-            acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
-            BLOCK_N, HEAD_DIM, False, PRECISION,
-        )  # fmt: skip
-        acc, l, m = _fwd_keys(
-            acc, l, m, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
-            BLOCK_N, HEAD_DIM, True, PRECISION,
-        )  # fmt: skip
-        seen = l > 0
-        o = tl.where(seen[:, None], acc / tl.where(seen, l, 1.0)[:, None], 0.0)
-        lse = tl.where(seen, m + tl.log2(l), float("inf"))  # exp2(s - inf) = 0: the backward needs no special case
+        seen = l_i > 0
+        o = tl.where(seen[:, None], acc / tl.where(seen, l_i, 1.0)[:, None], 0.0)
+        lse = tl.where(seen, m_i + tl.log2(l_i), float("inf"))  # exp2(s - inf) = 0: the backward needs no special case
         base = bh.to(tl.int64) * T
-        _store_rows(o_ptr + base * HEAD_DIM, o, offs_m, HEAD_DIM, T, HEAD_DIM)
+        _store_rows(o_ptr + base * HEAD_DIM, o, m0, HEAD_DIM, T, BLOCK_M, HEAD_DIM)
         tl.store(lse_ptr + base + offs_m, lse, mask=offs_m < T)
 
     @triton.jit
@@ -209,22 +214,25 @@ if triton is not None:
         """delta[t] = <g[t], o[t]> for one block of queries: (B, H, T) float32."""
         blocks = tl.cdiv(T, BLOCK_M)
         bh = tl.program_id(0) // blocks
-        offs_m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+        m0 = tl.program_id(0) % blocks * BLOCK_M
+        offs_m = m0 + tl.arange(0, BLOCK_M)
         base = bh.to(tl.int64) * T
         b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
-        o = _load_rows(o_ptr + base * HEAD_DIM, offs_m, HEAD_DIM, T, HEAD_DIM).to(tl.float32)
-        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, offs_m, stride_gt, T, HEAD_DIM).to(tl.float32)
+        o = _load_rows(o_ptr + base * HEAD_DIM, m0, HEAD_DIM, T, BLOCK_M, HEAD_DIM).to(tl.float32)
+        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, m0, stride_gt, T, BLOCK_M, HEAD_DIM).to(tl.float32)
         tl.store(delta_ptr + base + offs_m, tl.sum(o * g, 1), mask=offs_m < T)
 
     @triton.jit
     def _dkdv_queries(
         dk, dv, k, v, q_ptr, g_ptr, lse_ptr, delta_ptr, first_ptr, stride_q, stride_g, offs_n, lo, hi, T, scale2,
-        BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, MASKED: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are (keys, queries): p and ds transposed."""
+        """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are (keys, queries): p and ds
+        transposed."""
         for m0 in range(lo, hi, BLOCK_M):
             offs_m = m0 + tl.arange(0, BLOCK_M)
-            q = _load_rows(q_ptr, offs_m, stride_q, T, HEAD_DIM)
+            q = _load_rows(q_ptr, m0, stride_q, T, BLOCK_M, HEAD_DIM)
             lse = tl.load(lse_ptr + offs_m, mask=offs_m < T, other=float("inf"))  # rows past the end: p = 0
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
             if MASKED:
@@ -234,7 +242,7 @@ if triton is not None:
                     visible &= offs_n[:, None] >= first[None, :]
                 s = tl.where(visible, s, float("-inf"))
             p = tl.exp2(s - lse[None, :])
-            g = _load_rows(g_ptr, offs_m, stride_g, T, HEAD_DIM)
+            g = _load_rows(g_ptr, m0, stride_g, T, BLOCK_M, HEAD_DIM)
             dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
             delta = tl.load(delta_ptr + offs_m, mask=offs_m < T, other=0.0)
             ds = p * (tl.dot(v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
@@ -246,16 +254,18 @@ if triton is not None:
         q_ptr, k_ptr, v_ptr, first_ptr, last_ptr, g_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
         stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
         stride_gb, stride_gh, stride_gt, H, H_kv, T, scale, scale2,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last (B, key blocks): see `_last_query`."""
+        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last (B, key blocks): see
+        `_last_query`."""
         blocks = tl.cdiv(T, BLOCK_N)
         n0 = tl.program_id(0) % blocks * BLOCK_N
         bh = tl.program_id(0) // blocks
         b, h_kv = (bh // H_kv).to(tl.int64), (bh % H_kv).to(tl.int64)
         offs_n = n0 + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_ptr + b * stride_kb + h_kv * stride_kh, offs_n, stride_kt, T, HEAD_DIM)
-        v = _load_rows(v_ptr + b * stride_vb + h_kv * stride_vh, offs_n, stride_vt, T, HEAD_DIM)
+        k = _load_rows(k_ptr + b * stride_kb + h_kv * stride_kh, n0, stride_kt, T, BLOCK_N, HEAD_DIM)
+        v = _load_rows(v_ptr + b * stride_vb + h_kv * stride_vh, n0, stride_vt, T, BLOCK_N, HEAD_DIM)
         hi = T
         if HAS_FIRST:
             hi = tl.load(last_ptr + b * blocks + n0 // BLOCK_N)
@@ -267,17 +277,15 @@ if triton is not None:
             h = h_kv * (H // H_kv) + r
             row = (b * H + h) * T
             q_head, g_head = q_ptr + b * stride_qb + h * stride_qh, g_ptr + b * stride_gb + h * stride_gh
-            dk, dv = _dkdv_queries(
-                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T, stride_qt, stride_gt,
-                offs_n, lo, tl.minimum(diagonal, hi), T, scale2, BLOCK_M, HEAD_DIM, HAS_FIRST, True, PRECISION,
-            )  # fmt: skip
-            dk, dv = _dkdv_queries(
-                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T, stride_qt, stride_gt,
-                offs_n, diagonal, hi, T, scale2, BLOCK_M, HEAD_DIM, HAS_FIRST, HAS_FIRST, PRECISION,
-            )  # fmt: skip
+            for phase in tl.static_range(2):
+                dk, dv = _dkdv_queries(
+                    dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
+                    stride_qt, stride_gt, offs_n, lo if phase == 0 else diagonal, tl.minimum(diagonal, hi) if phase == 0 else hi, T, scale2,
+                    BLOCK_M, HEAD_DIM, HAS_FIRST, phase == 0 or HAS_FIRST, PRECISION,
+                )  # fmt: skip
         out = bh.to(tl.int64) * T * HEAD_DIM
-        _store_rows(dk_ptr + out, dk * scale, offs_n, HEAD_DIM, T, HEAD_DIM)
-        _store_rows(dv_ptr + out, dv, offs_n, HEAD_DIM, T, HEAD_DIM)
+        _store_rows(dk_ptr + out, dk * scale, n0, HEAD_DIM, T, BLOCK_N, HEAD_DIM)
+        _store_rows(dv_ptr + out, dv, n0, HEAD_DIM, T, BLOCK_N, HEAD_DIM)
 
     @triton.jit
     def _dq_keys(
@@ -287,8 +295,8 @@ if triton is not None:
         """Add what keys lo..hi-1 send to a block of queries."""
         for n0 in range(lo, hi, BLOCK_N):
             offs_n = n0 + tl.arange(0, BLOCK_N)
-            k = _load_rows(k_ptr, offs_n, stride_k, T, HEAD_DIM)
-            v = _load_rows(v_ptr, offs_n, stride_v, T, HEAD_DIM)
+            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM)
+            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM)
             p = tl.exp2(_scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION) - lse[:, None])
             ds = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -299,7 +307,8 @@ if triton is not None:
         q_ptr, k_ptr, v_ptr, first_ptr, g_ptr, lse_ptr, delta_ptr, dq_ptr,
         stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
         stride_gb, stride_gh, stride_gt, H, H_kv, T, scale, scale2,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):  # fmt: skip
         """dq of one block of queries of one head, (B, H, T, D) contiguous. The walk over the keys is the forward's."""
         blocks = tl.cdiv(T, BLOCK_M)
@@ -311,31 +320,26 @@ if triton is not None:
         base = bh.to(tl.int64) * T
         k_ptr += b * stride_kb + h_kv * stride_kh
         v_ptr += b * stride_vb + h_kv * stride_vh
-        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, offs_m, stride_qt, T, HEAD_DIM)
-        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, offs_m, stride_gt, T, HEAD_DIM)
+        q = _load_rows(q_ptr + b * stride_qb + h * stride_qh, m0, stride_qt, T, BLOCK_M, HEAD_DIM)
+        g = _load_rows(g_ptr + b * stride_gb + h * stride_gh, m0, stride_gt, T, BLOCK_M, HEAD_DIM)
         lse = tl.load(lse_ptr + base + offs_m, mask=offs_m < T, other=float("inf"))
         delta = tl.load(delta_ptr + base + offs_m, mask=offs_m < T, other=0.0)
         first, lo, left, right, hi = _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M, BLOCK_N, HAS_FIRST)
         dq = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
-        if HAS_FIRST:
+        for phase in tl.static_range(3):
+            start = lo if phase == 0 else left if phase == 1 else right
+            stop = left if phase == 0 else right if phase == 1 else hi
             dq = _dq_keys(
-                dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
-                BLOCK_N, HEAD_DIM, True, PRECISION,
+                dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, start, stop, T, scale2,
+                BLOCK_N, HEAD_DIM, phase != 1, PRECISION,
             )  # fmt: skip
-        dq = _dq_keys(
-            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
-            BLOCK_N, HEAD_DIM, False, PRECISION,
-        )  # fmt: skip
-        dq = _dq_keys(
-            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
-            BLOCK_N, HEAD_DIM, True, PRECISION,
-        )  # fmt: skip
-        _store_rows(dq_ptr + base * HEAD_DIM, dq * scale, offs_m, HEAD_DIM, T, HEAD_DIM)
+        _store_rows(dq_ptr + base * HEAD_DIM, dq * scale, m0, HEAD_DIM, T, BLOCK_M, HEAD_DIM)
 
 
 def _last_query(first, block: int):
-    """(B, key blocks) int32: one past the last query that sees any key of the block, so that dk/dv can stop there. Taken from
-    the running minimum seen from the right, it holds for any `first`; on a GPU nobody checks that `first` is sorted."""
+    """(B, key blocks) int32: one past the last query that sees any key of the block, so that dk/dv can stop there.
+    Taken from the running minimum seen from the right, it holds for any `first`; on a GPU nobody checks that `first` is
+    sorted."""
     T = first.shape[1]
     lowest = first.flip(1).cummin(1).values.flip(1).contiguous()
     ends = torch.arange(block, T + block, block, device=first.device, dtype=first.dtype) - 1  # last key of each block
@@ -351,7 +355,9 @@ class _TritonAttention(torch.autograd.Function):
         o = torch.empty(B, H, T, D, dtype=q.dtype, device=q.device)
         lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        options = dict(HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION="ieee" if q.dtype == torch.float32 else "tf32")
+        options = dict(
+            HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION="ieee" if q.dtype == torch.float32 else "tf32"
+        )
         if q.numel():
             _attn_fwd[(triton.cdiv(T, BLOCK_M) * B * H,)](
                 q, k, v, q if first is None else first, o, lse, *strides, H, H_kv, T, LOG2E * D**-0.5,
@@ -371,7 +377,9 @@ class _TritonAttention(torch.autograd.Function):
             return dq, dk, dv, None
         _, dkdv, dq_tile = tiles_for(target_of(q), D, q.dtype)
         delta = torch.empty_like(lse)
-        _attn_bwd_delta[(triton.cdiv(T, 64) * B * H,)](o, g, delta, *g.stride()[:3], H, T, BLOCK_M=64, HEAD_DIM=D)
+        _attn_bwd_delta[(triton.cdiv(T, DELTA_BLOCK) * B * H,)](
+            o, g, delta, *g.stride()[:3], H, T, BLOCK_M=DELTA_BLOCK, HEAD_DIM=D, num_warps=4, num_stages=2
+        )
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *g.stride()[:3])
         scales = (D**-0.5, LOG2E * D**-0.5)
         BLOCK_M, BLOCK_N, warps, stages = dkdv
@@ -406,11 +414,12 @@ def check_attention(q, k, v, first) -> None:
 
 
 def attention(q, k, v, *, first=None, impl: str = "auto"):
-    """softmax(q k^T / sqrt(D)) v over the keys first[b, t]..t of each query t: (B, H, T, D) in q's dtype, differentiable.
+    """softmax(q k^T / sqrt(D)) v over the keys first[b, t]..t of each query t: (B, H, T, D) in q's dtype,
+    differentiable.
 
-    q (B, H, T, D), k and v (B, H_kv, T, D), H a multiple of H_kv; float32 (ieee products), float16 or bfloat16 with float32
-    accumulation (under autocast: its dtype). D is 32, 64 or 128 for Triton, anything for torch. first (B, T) int32,
-    non-decreasing along T: None sees all earlier keys, a range without keys gives 0. Any strides, any T.
+    q (B, H, T, D), k and v (B, H_kv, T, D), H a multiple of H_kv; float32 (ieee products), float16 or bfloat16 with
+    float32 accumulation (under autocast: its dtype). D is 32, 64 or 128 for Triton, anything for torch. first (B, T)
+    int32, non-decreasing along T: None sees all earlier keys, a range without keys gives 0. Any strides, any T.
 
     Moved: q, o once, k, v once per block of queries. Saved for the backward: inputs, o and one float32 a query (the
     log-sum-exp), B H T 4 bytes against B H T^2 of a naive softmax.

@@ -4,11 +4,12 @@ Row i = p * G + g is sample g of prompt p. Its query sees the prompt's keys (sto
 
     o[i] = softmax over [prefix of p | tail of i] of <q[i], k> / sqrt(D), times v
 
-The two parts are computed apart, each with its own maximum m, sum l = sum exp(s - m) and weighted sum a = sum exp(s - m) v,
-and joined by their log-sum-exp: with m = max(m_p, m_t), o = (a_p e^(m_p-m) + a_t e^(m_t-m)) / (l_p e^(m_p-m) + l_t e^(m_t-m)).
-So the prefix is a matrix product of the group's G (x heads per key head) queries with one set of keys: read once a group,
-not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements against 2 H_kv D B (Tp + Tt) of separate caches;
-32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys against 221,184.
+The two parts are computed apart, each with its own maximum m_i, sum l_i = sum exp(s - m_i) and weighted sum a = sum
+exp(s - m_i) v, and joined by their log-sum-exp: with m_i = max(m_p, m_t), o = (a_p e^(m_p-m_i) + a_t e^(m_t-m_i)) /
+(l_p e^(m_p-m_i) + l_t e^(m_t-m_i)). So the prefix is a matrix product of the group's G (x heads per key head) queries
+with one set of keys: read once a group, not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements
+against 2 H_kv D B (Tp + Tt) of separate caches; 32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys
+against 221,184.
 
 There is no backward: this is for sampling and scoring.
 """
@@ -40,7 +41,8 @@ def prefix_mask(prefix_first, prefix_lengths, P: int, Tp: int, device):
 
 
 def tail_mask(tail_lengths, Tq: int, Tt: int, device):
-    """bool (B or 1, Tq, Tt): the queries are the last Tq of a row's valid tail slots, in order, and see up to themselves."""
+    """bool (B or 1, Tq, Tt): the queries are the last Tq of a row's valid tail slots, in order, and see up to
+    themselves."""
     if tail_lengths is None and Tq == 1:
         return None
     length = torch.as_tensor(Tt if tail_lengths is None else tail_lengths, device=device).reshape(-1, 1, 1)
@@ -51,7 +53,8 @@ def tail_mask(tail_lengths, Tq: int, Tt: int, device):
 def prefix_tail_attention_reference(
     q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None
 ):
-    """The definition: every sample gets its copy of the prefix, then one masked softmax. Same arguments as the torch path."""
+    """The definition: every sample gets its copy of the prefix, then one masked softmax. Same arguments as the torch
+    path."""
     (B, H, Tq, D), Tp, Tt = q.shape, prefix_k.shape[2], tail_k.shape[2]
     k, v = (
         torch.cat((p.repeat_interleave(group_size, 0), t), 2).repeat_interleave(H // p.shape[1], 1)
@@ -72,26 +75,26 @@ def prefix_tail_attention_reference(
 
 # ---------------------------------------------------------------- torch path
 def _partial(q, k, v, mask, heads):
-    """a (N, M, D), m and l (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale. mask broadcasts
-    against scores viewed as `heads`; a query that sees nothing gets a = l = 0."""
+    """a (N, M, D), m_i and l_i (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale. mask
+    broadcasts against scores viewed as `heads`; a query that sees nothing gets a = l_i = 0."""
     stat = torch.promote_types(q.dtype, torch.float32)
     s = torch.bmm(q, k.transpose(1, 2)).to(stat)
     if mask is not None:
         s.view(*heads, s.shape[-1]).masked_fill_(~mask, -math.inf)
-    m = s.amax(-1, keepdim=True).clamp_min_(-1e30) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -1e30)
-    p = s.sub_(m).exp_()
-    return torch.bmm(p.to(v.dtype), v).to(stat), m, p.sum(-1, keepdim=True)
+    m_i = s.amax(-1, keepdim=True).clamp_min_(-1e30) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -1e30)
+    p = s.sub_(m_i).exp_()
+    return torch.bmm(p.to(v.dtype), v).to(stat), m_i, p.sum(-1, keepdim=True)
 
 
 @torch.no_grad()
 def prefix_tail_attention_torch(
     q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None
 ):
-    """Torch path of `decode_attention`, for Tq >= 1 new tokens a row: q (B, H, Tq, D) -> (B, H, Tq, D). The Tq queries are
-    the row's last Tq valid tail slots (tail_lengths[i]-Tq..tail_lengths[i]-1), causal among themselves, so it also reads
-    questions after a shared few-shot prefix and answer choices after a shared context. Caches whose (P, H_kv) or (B, H_kv)
-    axes merge without a copy (contiguous ones, and [:, :, :n] of contiguous ones) are read in place. On CPU in float32: a
-    batch of small 16-bit products is slow there, so keep CPU caches in float32."""
+    """Torch path of `decode_attention`, for Tq >= 1 new tokens a row: q (B, H, Tq, D) -> (B, H, Tq, D). The Tq queries
+    are the row's last Tq valid tail slots (tail_lengths[i]-Tq..tail_lengths[i]-1), causal among themselves, so it also
+    reads questions after a shared few-shot prefix and answer choices after a shared context. Caches whose (P, H_kv) or
+    (B, H_kv) axes merge without a copy (contiguous ones, and [:, :, :n] of contiguous ones) are read in place. On CPU
+    in float32: a batch of small 16-bit products is slow there, so keep CPU caches in float32."""
     B, H, Tq, D = q.shape
     P, H_kv, Tp, _ = prefix_k.shape
     G, R, Tt, dtype = group_size, H // H_kv, tail_k.shape[2], q.dtype
@@ -104,22 +107,28 @@ def prefix_tail_attention_torch(
         # The G samples and the R heads that read one key head are rows of one product with that head's prefix.
         rows = q.view(P, G, H_kv, R * Tq, D).transpose(1, 2).reshape(P * H_kv, G * R * Tq, D)
         mask = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
-        shared = _partial(rows, prefix_k, prefix_v, None if mask is None else mask[:, None, None], (P, H_kv, G * R * Tq))
+        shared = _partial(
+            rows, prefix_k, prefix_v, None if mask is None else mask[:, None, None], (P, H_kv, G * R * Tq)
+        )
         shared = (x.view(P, H_kv, G, R * Tq, -1).transpose(1, 2).reshape(B * H_kv, R * Tq, -1) for x in shared)
         mask = tail_mask(tail_lengths, Tq, Tt, q.device)
         own = _partial(
-            q.reshape(B * H_kv, R * Tq, D), tail_k, tail_v, None if mask is None else mask[:, None, None], (B, H_kv, R, Tq)
+            q.reshape(B * H_kv, R * Tq, D),
+            tail_k,
+            tail_v,
+            None if mask is None else mask[:, None, None],
+            (B, H_kv, R, Tq),
         )
         (a_p, m_p, l_p), (a_t, m_t, l_t) = shared, own
-        m = torch.maximum(m_p, m_t)
-        w_p, w_t = m_p.sub_(m).exp_(), m_t.sub_(m).exp_()
+        m_i = torch.maximum(m_p, m_t)
+        w_p, w_t = m_p.sub_(m_i).exp_(), m_t.sub_(m_i).exp_()
         out = a_p.mul_(w_p).addcmul_(a_t, w_t) / l_p.mul_(w_p).addcmul_(l_t, w_t).clamp_min_(1e-30)  # no key at all: 0
     return out.view(B, H, Tq, D).to(dtype)
 
 
-# ---------------------------------------------------------------- Triton kernels
-# (BLOCK_M rows of the group, BLOCK_N keys, warps, stages) for every target: the work is reading keys, and 16 rows is the
-# least a tensor core takes. Float32 reads half as many keys at a time. docs/kernels.md has what they compile to.
+# ---------------------------------------------------------------- Triton kernels (BLOCK_M rows of the group, BLOCK_N
+# keys, warps, stages) for every target: the work is reading keys, and 16 rows is the least a tensor core takes. Float32
+# reads half as many keys at a time. docs/kernels.md has what they compile to.
 TILES = {"16-bit": (16, 64, 4, 2), "float32": (16, 32, 4, 2)}
 
 if triton is not None:
@@ -130,7 +139,8 @@ if triton is not None:
         stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, G, scale2,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """BLOCK_M of the G * R queries that share a prompt's key head, over its keys. part (B, H, D) = a; stat (2, B, H) = m, l."""
+        """BLOCK_M of the G * R queries that share a prompt's key head, over its keys. part (B, H, D) = a; stat (2, B,
+        H) = m_i, l_i."""
         p, h_kv = (tl.program_id(0) // H_kv).to(tl.int64), (tl.program_id(0) % H_kv).to(tl.int64)
         R = H // H_kv
         row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -141,8 +151,8 @@ if triton is not None:
         k_ptr += p * stride_kb + h_kv * stride_kh
         v_ptr += p * stride_vb + h_kv * stride_vh
         start, stop = tl.load(first_ptr + p), tl.load(length_ptr + p)
-        m = tl.full([BLOCK_M], -1e30, tl.float32)
-        l = tl.zeros([BLOCK_M], dtype=tl.float32)
+        m_i = tl.full([BLOCK_M], -1e30, tl.float32)
+        l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
         acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
         for n0 in range(start, stop, BLOCK_N):
             slot = (n0 + n).to(tl.int64)
@@ -150,17 +160,17 @@ if triton is not None:
             k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             s = tl.where(valid[None, :], s, float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 1))
+            new_m = tl.maximum(m_i, tl.max(s, 1))
             e = tl.exp2(s - new_m[:, None])
-            scale = tl.exp2(m - new_m)
-            l = l * scale + tl.sum(e, 1)
+            scale = tl.exp2(m_i - new_m)
+            l_i = l_i * scale + tl.sum(e, 1)
             v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0)
             acc = tl.dot(e.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
-            m = new_m
+            m_i = new_m
         out = i * H + h
         tl.store(part_ptr + out[:, None] * HEAD_DIM + d[None, :], acc, mask=real[:, None])
-        tl.store(stat_ptr + out, m, mask=real)
-        tl.store(stat_ptr + B.to(tl.int64) * H + out, l, mask=real)
+        tl.store(stat_ptr + out, m_i, mask=real)
+        tl.store(stat_ptr + B.to(tl.int64) * H + out, l_i, mask=real)
 
     @triton.jit
     def _decode_tail(
@@ -168,7 +178,8 @@ if triton is not None:
         stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, scale2,
         BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     ):  # fmt: skip
-        """One query over its own tail, continuing from the prefix's m, l, a: the join is one more step of the online softmax."""
+        """One query over its own tail, continuing from the prefix's m_i, l_i, a: the join is one more step of the
+        online softmax."""
         out = tl.program_id(0).to(tl.int64)
         b, h = out // H, out % H
         h_kv = h // (H // H_kv)
@@ -176,8 +187,8 @@ if triton is not None:
         q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d).to(tl.float32) * scale2
         k_ptr += b * stride_kb + h_kv * stride_kh
         v_ptr += b * stride_vb + h_kv * stride_vh
-        m = tl.load(stat_ptr + out)
-        l = tl.load(stat_ptr + B.to(tl.int64) * H + out)
+        m_i = tl.load(stat_ptr + out)
+        l_i = tl.load(stat_ptr + B.to(tl.int64) * H + out)
         acc = tl.load(part_ptr + out * HEAD_DIM + d)
         stop = tl.load(length_ptr + b)
         for n0 in range(0, stop, BLOCK_N):
@@ -185,14 +196,14 @@ if triton is not None:
             valid = (n0 + n) < stop
             k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
             s = tl.where(valid, tl.sum(k * q[None, :], 1), float("-inf"))
-            new_m = tl.maximum(m, tl.max(s, 0))
+            new_m = tl.maximum(m_i, tl.max(s, 0))
             e = tl.exp2(s - new_m)
-            scale = tl.exp2(m - new_m)
-            l = l * scale + tl.sum(e, 0)
+            scale = tl.exp2(m_i - new_m)
+            l_i = l_i * scale + tl.sum(e, 0)
             v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
             acc = acc * scale + tl.sum(e[:, None] * v, 0)
-            m = new_m
-        o = acc / tl.where(l > 0, l, 1.0)  # no key at all: acc is 0
+            m_i = new_m
+        o = acc / tl.where(l_i > 0, l_i, 1.0)  # no key at all: acc is 0
         tl.store(o_ptr + out * HEAD_DIM + d, o.to(o_ptr.dtype.element_ty))
 
 
@@ -236,27 +247,43 @@ def check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size
     fits = prefix_k.shape == prefix_v.shape and tail_k.shape == tail_v.shape and tail_k.ndim == 4 and D == prefix_D
     fits = fits and tail_k.shape[:2] == (B, H_kv) and tail_k.shape[3] == D and H_kv > 0 and H % H_kv == 0
     if not (fits and P * group_size == B and (prefix_first is None or prefix_first.shape == (P,))):
-        shapes = f"q {tuple(q.shape)}, prefix {tuple(prefix_k.shape)}, tail {tuple(tail_k.shape)}, group_size {group_size}"
+        shapes = (
+            f"q {tuple(q.shape)}, prefix {tuple(prefix_k.shape)}, tail {tuple(tail_k.shape)}, group_size {group_size}"
+        )
         raise ValueError(
             f"decode_attention: got {shapes}; needs q (P * group_size, H, D), prefix_k and prefix_v (P, H_kv, Tp, D), "
             "prefix_first (P,) or None, tail_k and tail_v (P * group_size, H_kv, Tt, D), H a multiple of H_kv"
         )
     if not (prefix_k.dtype == prefix_v.dtype == tail_k.dtype == tail_v.dtype and q.is_floating_point()):
-        raise ValueError(f"decode_attention: got a {prefix_k.dtype} prefix and a {tail_k.dtype} tail; needs one floating dtype")
+        raise ValueError(
+            f"decode_attention: got a {prefix_k.dtype} prefix and a {tail_k.dtype} tail; needs one floating dtype"
+        )
 
 
 def decode_attention(
-    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None, impl="auto"
+    q,
+    prefix_k,
+    prefix_v,
+    prefix_first,
+    tail_k,
+    tail_v,
+    *,
+    group_size,
+    prefix_lengths=None,
+    tail_lengths=None,
+    impl="auto",
 ):
-    """softmax(<q, k> / sqrt(D)) v of one query per sample over [its prompt's keys | its own tail]: (B, H, D) in q's dtype.
+    """softmax(<q, k> / sqrt(D)) v of one query per sample over [its prompt's keys | its own tail]: (B, H, D) in q's
+    dtype.
 
-    q (B, H, D) with row p * group_size + g = sample g of prompt p; prefix_k, prefix_v (P, H_kv, Tp, D), P * group_size = B;
-    tail_k, tail_v (B, H_kv, Tt, D). Valid are prefix slots prefix_first[p]..prefix_lengths[p]-1 (None: from 0, to the end)
-    and tail slots 0..tail_lengths[i]-1 (None: all; a number: the same for every row; or (B,)). A row without keys gives 0.
-    float32, float16, bfloat16, all alike for Triton; D is 32, 64 or 128 there, anything for torch. No gradient.
+    q (B, H, D) with row p * group_size + g = sample g of prompt p; prefix_k, prefix_v (P, H_kv, Tp, D), P * group_size
+    = B; tail_k, tail_v (B, H_kv, Tt, D). Valid are prefix slots prefix_first[p]..prefix_lengths[p]-1 (None: from 0, to
+    the end) and tail slots 0..tail_lengths[i]-1 (None: all; a number: the same for every row; or (B,)). A row without
+    keys gives 0. float32, float16, bfloat16, all alike for Triton; D is 32, 64 or 128 there, anything for torch. No
+    gradient.
 
-    Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing.
-    impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes and dtypes that do not fit.
+    Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing. impl: "auto" |
+    "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes and dtypes that do not fit.
     """
     check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size)
     unsupported = None

@@ -1,8 +1,9 @@
 """Which implementation runs: the one rule that attention.py, logprob.py and decode.py share.
 
-`auto` takes Triton for CUDA (or ROCm) tensors of a supported dtype and shape and torch for everything else, and never raises;
-`triton` raises with the reason it cannot run; `torch` always works. Nothing here, or anywhere in kernels/, asks the driver
-at import. Under TRITON_INTERPRET=1 Triton kernels run on CPU tensors, slowly, for the tests; `auto` stays with torch there.
+`auto` takes Triton for CUDA (or ROCm) tensors of a supported dtype and shape and torch for everything else, and never
+raises; `triton` raises with the reason it cannot run; `torch` always works. Nothing here, or anywhere in kernels/, asks
+the driver at import. Under TRITON_INTERPRET=1 Triton kernels run on CPU tensors, slowly, for the tests; `auto` stays
+with torch there.
 """
 
 import os
@@ -38,7 +39,7 @@ def why_not_triton(tensor: torch.Tensor) -> str | None:
 
 
 def choose_impl(impl: str, tensor: torch.Tensor, unsupported: str | None = None) -> str:
-    """"triton" or "torch" for this call. `unsupported`: the kernel's own reason against this shape, if any."""
+    """Either "triton" or "torch" for this call. `unsupported`: the kernel's own reason against this shape, if any."""
     if impl not in IMPLS:
         raise ValueError(f"impl {impl!r}: needs one of {', '.join(IMPLS)}")
     if impl == "torch":
@@ -52,7 +53,7 @@ def choose_impl(impl: str, tensor: torch.Tensor, unsupported: str | None = None)
 
 
 def describe(impl: str, device: torch.device | str) -> str:
-    """One line for a stage script's header: the choice that `impl` means on `device`, and why. Raises as "triton" does."""
+    """One line for a stage script's header: what `impl` means on `device`, and why. Raises as "triton" does."""
     probe = torch.empty(0, device=device)
     chosen = choose_impl(impl, probe)
     reason = "asked for" if impl == chosen else (why_not_triton(probe) or "a GPU that Triton compiles for")
@@ -60,7 +61,7 @@ def describe(impl: str, device: torch.device | str) -> str:
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype matrix products on `tensor` take: autocast's when it is on (float64 is left alone), else the tensor's own."""
+    """The dtype of matrix products on `tensor`: autocast's when it is on (float64 is left alone), else its own."""
     if tensor.dtype != torch.float64 and torch.is_autocast_enabled(tensor.device.type):
         return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
@@ -74,8 +75,8 @@ def _cpu_has(dtype: torch.dtype) -> bool:
 
 
 def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype in which the torch paths multiply: `tensor.dtype`, but float32 for 16-bit tensors on a CPU without 16-bit
-    arithmetic, where a bf16 product runs at 1 GFLOP/s against 60 in float32 (measured, AVX2)."""
+    """The dtype in which the torch paths multiply: `tensor.dtype`, but float32 for 16-bit tensors on a CPU without
+    16-bit arithmetic, where a bf16 product runs at 1 GFLOP/s against 60 in float32 (measured, AVX2)."""
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16) and not _cpu_has(tensor.dtype):
         return torch.float32
     return tensor.dtype
@@ -83,7 +84,8 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 @cache
 def target_name(index: int) -> str:
-    """Key of the tile tables for CUDA device `index`: "sm80", "sm90", "sm100" or "gfx942"; the nearest older one for others."""
+    """Key of the tile tables for CUDA device `index`: "sm80", "sm90", "sm100" or "gfx942"; the nearest older one for
+    others."""
     if torch.version.hip:
         return "gfx942"
     major = torch.cuda.get_device_capability(index)[0]

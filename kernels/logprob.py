@@ -6,9 +6,9 @@ With logits z[n, v] = <hidden[n], weight[v]> / temperature, p = softmax(z) and y
     logp[n]    = z[n, y[n]] - lse[n]                   minus its mean is the cross-entropy; lse ** 2 is the z-loss
     entropy[n] = lse[n] - sum_v p[n, v] z[n, v]
 
-The forward walks the vocabulary in tiles and keeps four numbers a row, rescaled whenever the running maximum m grows:
-m, l = sum exp(z - m), s = sum exp(z - m) (z - m), and z at the target. Then lse = m + log l, entropy = log l - s / l.
-The sums are taken relative to m, so logits of 1e4 cost no digits.
+The forward walks the vocabulary in tiles and keeps four numbers a row, rescaled whenever the running maximum m_i grows:
+m_i, l_i = sum exp(z - m_i), s = sum exp(z - m_i) (z - m_i), and z at the target. Then lse = m_i + log l_i, entropy =
+log l_i - s / l_i. The sums are taken relative to m_i, so logits of 1e4 cost no digits.
 
 Gradient. d logp / d z_v = [v = y] - p_v, d lse / d z_v = p_v, d entropy / d z_v = -p_v (z_v - lse + entropy), so for
 upstream gradients a (of logp), b (of lse), c (of entropy), all (N,),
@@ -16,9 +16,9 @@ upstream gradients a (of logp), b (of lse), c (of entropy), all (N,),
     dz[n, v] = a [v = y] + (b - a) p[n, v] - c p[n, v] (z[n, v] - lse + entropy)
     d_hidden = dz @ weight / temperature,    d_weight = dz.T @ hidden / temperature
 
-which the backward forms one vocabulary chunk at a time into one reused buffer, recomputing z from hidden and weight; the
-products with weight and hidden are the library's. Bytes: naive keeps logits, log-softmax and their gradient, 12 N V at the
-peak; here N V is never stored: 16 N (forward) and one chunk (backward).
+which the backward forms one vocabulary chunk at a time into one reused buffer, recomputing z from hidden and weight;
+the products with weight and hidden are the library's. Bytes: naive keeps logits, log-softmax and their gradient, 12 N V
+at the peak; here N V is never stored: 16 N (forward) and one chunk (backward).
 """
 
 import math
@@ -76,16 +76,19 @@ def _tile_sizes(N: int, V: int, device: torch.device) -> tuple[int, int]:
 
 
 def _forward_torch(hidden, weight, targets, keep: bool):
-    """hidden (N, D) already divided by the temperature. Returns logp, lse, entropy (N,) and (l, exp(z - m)) if kept, else ()."""
+    """hidden (N, D) already divided by the temperature. Returns logp, lse, entropy (N,) and (l_i, exp(z - m_i)) if
+    kept, else ()."""
     N, V = len(hidden), len(weight)
     rows, words = _tile_sizes(N, V, hidden.device)
     if keep:
         words = V
     tiles = _Tiles(rows, words, hidden, count=2)
     stat = tiles.stat[0].dtype
-    m, l, s, zy = (torch.zeros(N, dtype=stat, device=hidden.device) for _ in range(4))
-    m.fill_(-math.inf)
-    kept = torch.empty(N, V, dtype=stat if tiles.low is None else tiles.low.dtype, device=hidden.device) if keep else None
+    m_i, l_i, s, zy = (torch.zeros(N, dtype=stat, device=hidden.device) for _ in range(4))
+    m_i.fill_(-math.inf)
+    kept = (
+        torch.empty(N, V, dtype=stat if tiles.low is None else tiles.low.dtype, device=hidden.device) if keep else None
+    )
     for r in range(0, N, rows):
         h, y = hidden[r : r + rows], targets[r : r + rows]
         R = slice(r, r + len(h))
@@ -97,27 +100,30 @@ def _forward_torch(hidden, weight, targets, keep: bool):
             _product(h, w.T, z, low)
             inside = (y >= v) & (y < v + len(w))
             zy[R] += torch.where(inside, z.gather(1, (y - v).clamp(0, len(w) - 1)[:, None])[:, 0], 0)
-            new_m = torch.maximum(m[R], z.amax(1))
+            new_m = torch.maximum(m_i[R], z.amax(1))
             torch.exp(z.sub_(new_m[:, None]), out=e)
-            # The sums so far are relative to the old maximum: exp(z - m) = exp(z - old) exp(old - m), and likewise for s.
-            step = torch.where(l[R] > 0, m[R] - new_m, 0)
+            # The sums so far are relative to the old maximum: exp(z - m_i) = exp(z - old) exp(old - m_i), and likewise
+            # for s.
+            step = torch.where(l_i[R] > 0, m_i[R] - new_m, 0)
             scale = step.exp()
-            s[R] = scale * (s[R] + step * l[R]) + z.mul_(e).sum(1)
-            l[R] = scale * l[R] + e.sum(1)
-            m[R] = new_m
+            s[R] = scale * (s[R] + step * l_i[R]) + z.mul_(e).sum(1)
+            l_i[R] = scale * l_i[R] + e.sum(1)
+            m_i[R] = new_m
             if keep and low is not None:
                 kept[R] = e
-    log_l = l.log()
-    return zy - m - log_l, m + log_l, log_l - s / l, (l, kept) if keep else ()
+    log_l = l_i.log()
+    return zy - m_i - log_l, m_i + log_l, log_l - s / l_i, (l_i, kept) if keep else ()
 
 
 def _backward_torch(hidden, weight, lse, entropy, coef, c, kept, d_hidden, d_weight):
-    """Add dz's softmax part, coef p - c p (z - lse + entropy) with coef = b - a, to d_hidden (N, D) and d_weight (V, D)."""
+    """Add dz's softmax part, coef p - c p (z - lse + entropy) with coef = b - a, to d_hidden (N, D) and d_weight (V,
+    D)."""
     N, V = len(hidden), len(weight)
-    # A row's factor moves from the large dz = coef p to the small sides: dz @ w = coef (p @ w), dz.T @ h = p.T @ (coef h).
+    # A row's factor moves from the large dz = coef p to the small sides: dz @ w = coef (p @ w), dz.T @ h = p.T @ (coef
+    # h).
     if kept and c is None:
-        l, e = kept
-        coef = (coef / l)[:, None]
+        l_i, e = kept
+        coef = (coef / l_i)[:, None]
         d_hidden += coef * torch.mm(e, weight)
         d_weight += torch.mm(e.T, (coef * hidden).to(hidden.dtype))
         return
@@ -147,7 +153,8 @@ def _backward_torch(hidden, weight, lse, entropy, coef, c, kept, d_hidden, d_wei
 
 
 def _mark_invalid(x, targets, V: int):
-    """NaN where the target is no word. On a GPU nothing can raise without waiting for the device, so the loss says it."""
+    """NaN where the target is no word. On a GPU nothing can raise without waiting for the device, so the loss says
+    it."""
     return torch.where((targets >= 0) & (targets < V), x, math.nan)
 
 
@@ -179,9 +186,9 @@ class _TorchLogprob(torch.autograd.Function):
         return (d_hidden / ctx.temperature).to(hidden.dtype), d_weight.to(weight.dtype), None, None
 
 
-# ---------------------------------------------------------------- Triton kernels
-# (BLOCK_N rows, BLOCK_V words, BLOCK_D, warps, stages) by target, for 16-bit and for float32 inputs; docs/kernels.md has
-# what each compiles to. Float32 multiplies without tensor cores (ieee), so its tiles are small.
+# ---------------------------------------------------------------- Triton kernels (BLOCK_N rows, BLOCK_V words, BLOCK_D,
+# warps, stages) by target, for 16-bit and for float32 inputs; docs/kernels.md has what each compiles to. Float32
+# multiplies without tensor cores (ieee), so its tiles are small.
 TILES = {
     "sm80": ((128, 128, 32, 8, 3), (64, 64, 32, 8, 2)),
     "sm90": ((128, 128, 64, 8, 3), (64, 64, 32, 8, 2)),
@@ -189,7 +196,9 @@ TILES = {
     "gfx942": ((128, 128, 32, 8, 2), (64, 64, 32, 4, 1)),
     "interpreter": ((32, 64, 32, 4, 1), (32, 64, 32, 4, 1)),
 }
-SPLITS = 16  # of the vocabulary in the forward: 4,096 rows in blocks of 128 alone would leave three quarters of a GPU idle
+SPLITS = (
+    16  # of the vocabulary in the forward: 4,096 rows in blocks of 128 alone would leave three quarters of a GPU idle
+)
 GPU_CHUNK = 2**26  # elements of d_logits in the backward's buffer: 128 MB in bf16
 
 if triton is not None:
@@ -199,7 +208,8 @@ if triton is not None:
         h_ptr, w_ptr, rows, cols, N, V, D, stride_hn, stride_hd, stride_wv, stride_wd, scale2,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """One tile of logits / temperature in base 2, (BLOCK_N, BLOCK_V): exp z = 2 ** (z log2 e), and GPUs have exp2."""
+        """One tile of logits / temperature in base 2, (BLOCK_N, BLOCK_V): exp z = 2 ** (z log2 e), and GPUs have
+        exp2."""
         offs_d = tl.arange(0, BLOCK_D)
         h_row = h_ptr + rows.to(tl.int64)[:, None] * stride_hn
         w_row = w_ptr + cols.to(tl.int64)[:, None] * stride_wv
@@ -216,12 +226,13 @@ if triton is not None:
         h_ptr, w_ptr, y_ptr, part_ptr, N, V, D, split_words, stride_hn, stride_hd, stride_wv, stride_wd, scale2,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Online sums of BLOCK_N rows over one split of the vocabulary: part (splits, 4, N) = m, l, s, z at the target."""
+        """Online sums of BLOCK_N rows over one split of the vocabulary: part (splits, 4, N) = m_i, l_i, s, z at the
+        target."""
         split = tl.program_id(1)
         rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         y = tl.load(y_ptr + rows, mask=rows < N, other=-1)
-        m = tl.full([BLOCK_N], -1e30, tl.float32)
-        l = tl.zeros([BLOCK_N], dtype=tl.float32)
+        m_i = tl.full([BLOCK_N], -1e30, tl.float32)
+        l_i = tl.zeros([BLOCK_N], dtype=tl.float32)
         s = tl.zeros([BLOCK_N], dtype=tl.float32)
         zy = tl.zeros([BLOCK_N], dtype=tl.float32)
         for v0 in range(split * split_words, tl.minimum((split + 1) * split_words, V), BLOCK_V):
@@ -232,17 +243,17 @@ if triton is not None:
             )  # fmt: skip
             z = tl.where((cols < V)[None, :], z, -1e30)
             zy += tl.sum(tl.where(cols[None, :] == y[:, None], z, 0.0), 1)
-            new_m = tl.maximum(m, tl.max(z, 1))
+            new_m = tl.maximum(m_i, tl.max(z, 1))
             z -= new_m[:, None]
             e = tl.exp2(z)
-            step = m - new_m
+            step = m_i - new_m
             scale = tl.exp2(step)
-            s = scale * (s + step * l) + tl.sum(e * z, 1)
-            l = scale * l + tl.sum(e, 1)
-            m = new_m
+            s = scale * (s + step * l_i) + tl.sum(e * z, 1)
+            l_i = scale * l_i + tl.sum(e, 1)
+            m_i = new_m
         part = part_ptr + (split * 4).to(tl.int64) * N + rows
-        tl.store(part, m, mask=rows < N)
-        tl.store(part + N, l, mask=rows < N)
+        tl.store(part, m_i, mask=rows < N)
+        tl.store(part + N, l_i, mask=rows < N)
         tl.store(part + 2 * N, s, mask=rows < N)
         tl.store(part + 3 * N, zy, mask=rows < N)
 
@@ -252,7 +263,8 @@ if triton is not None:
         stride_hn, stride_hd, stride_wv, stride_wd, stride_dz, scale2, inv_temp,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """One tile of dz / temperature (formula in the file's docstring) for the words v_start..v_stop-1, into dz (N, chunk)."""
+        """One tile of dz / temperature (formula in the file's docstring) for the words v_start..v_stop-1, into dz (N,
+        chunk)."""
         rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         cols = v_start + tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
         z = _logits2_tile(
@@ -293,13 +305,13 @@ class _TritonLogprob(torch.autograd.Function):
         if N:
             grid = (triton.cdiv(N, tile["BLOCK_N"]), splits)
             _logprob_fwd[grid](hidden, weight, targets, part, N, V, D, words, *strides, scale2, **tile, **launch)
-        m, l, s, zy = part.unbind(1)  # (splits, N) each; join the splits as the kernel joins its tiles
-        top = m.amax(0)
-        scale = (m - top).exp2()
-        s = (scale * (s + (m - top) * l)).sum(0)
-        l = (scale * l).sum(0)
-        log_l = l.log2()
-        lse, entropy = (top + log_l) / LOG2E, (log_l - s / l) / LOG2E
+        m_i, l_i, s, zy = part.unbind(1)  # (splits, N) each; join the splits as the kernel joins its tiles
+        top = m_i.amax(0)
+        scale = (m_i - top).exp2()
+        s = (scale * (s + (m_i - top) * l_i)).sum(0)
+        l_i = (scale * l_i).sum(0)
+        log_l = l_i.log2()
+        lse, entropy = (top + log_l) / LOG2E, (log_l - s / l_i) / LOG2E
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -334,33 +346,38 @@ def check_logprob(hidden, weight, targets, temperature) -> None:
     """One sentence for every input that has no answer."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         raise ValueError(
-            f"linear_logprob: got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}; "
-            "needs (N, D), (V, D), (N,)"
+            f"linear_logprob: got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, "
+            f"targets {tuple(targets.shape)}; needs (N, D), (V, D), (N,)"
         )
-    if not (hidden.dtype == weight.dtype and hidden.is_floating_point() and targets.dtype in (torch.int64, torch.int32)):
+    if not (
+        hidden.dtype == weight.dtype and hidden.is_floating_point() and targets.dtype in (torch.int64, torch.int32)
+    ):
         raise ValueError(
-            f"linear_logprob: got {hidden.dtype}, {weight.dtype}, {targets.dtype}; needs one floating dtype, integer targets"
+            f"linear_logprob: got {hidden.dtype}, {weight.dtype}, {targets.dtype}; "
+            "needs one floating dtype and integer targets"
         )
     if not temperature > 0:
         raise ValueError(f"linear_logprob: got temperature {temperature}; needs a number above 0")
-    if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-        raise ValueError(
-            f"linear_logprob: targets run from {int(targets.min())} to {int(targets.max())}; needs 0 to {len(weight) - 1}"
-        )
+    if targets.device.type == "cpu" and len(targets):
+        low, high, V = int(targets.min()), int(targets.max()), len(weight)
+        if low < 0 or high >= V:
+            raise ValueError(f"linear_logprob: targets run from {low} to {high}; needs 0 to {V - 1}")
 
 
 def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, impl: str = "auto"):
-    """(logp, lse, entropy), each (N,) float32, of softmax(hidden @ weight.T / temperature) at `targets`, differentiable.
+    """(logp, lse, entropy), each (N,) float32, of softmax(hidden @ weight.T / temperature) at `targets`,
+    differentiable.
 
     hidden (N, D) and weight (V, D) of one dtype: float32, float16, bfloat16 (float64: torch path, float64 results);
     targets (N,) int64 or int32. Pass only the rows that are scored and only the words that exist, weight[:vocab_size].
     Under autocast both are taken to its dtype. Products run in the inputs' dtype (on a CPU without 16-bit arithmetic in
     float32), softmax statistics always in float32. lse and entropy are those of the logits divided by the temperature.
 
-    Moved: hidden once per vocabulary tile and weight once per block of rows, twice (forward, recomputation), against 12 N V
-    bytes for logits, log-softmax and gradient of the naive path. Held: one chunk, at most 32 MB (CPU) or 128 MB (GPU, bf16).
-    impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes, temperature <= 0 and,
-    on CPU, targets outside the vocabulary; on a GPU such a row's log-prob and gradients are NaN, without a host sync.
+    Moved: hidden once per vocabulary tile and weight once per block of rows, twice (forward, recomputation), against 12
+    N V bytes for logits, log-softmax and gradient of the naive path. Held: one chunk, at most 32 MB (CPU) or 128 MB
+    (GPU, bf16). impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes,
+    temperature <= 0 and, on CPU, targets outside the vocabulary; on a GPU such a row's log-prob and gradients are NaN,
+    without a host sync.
     """
     dtype = autocast_dtype(hidden)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
