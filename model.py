@@ -35,7 +35,7 @@ class GPTConfig:
     tied: bool = True  # head weight = embedding weight
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    init_std: float = 0.05  # truncated at 3 sigma
+    init_std: float = 0.08  # truncated at 3 sigma
     vocab_multiple: int = 64
 
     def __post_init__(self):
@@ -73,7 +73,7 @@ OLMO2 = dict(
     vocab_multiple=128,
 )
 PRESETS = {
-    "world": GPTConfig(),
+    "world": GPTConfig(qk_norm=True),
     "gpt2": GPTConfig(
         vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048, init_std=0.02
     ),

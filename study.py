@@ -36,8 +36,8 @@ PRESETS = {
         test=dict(limit=16, n_samples=8, k=[1, 4, 8]), val=dict(limit=8, n_samples=8, k=[1, 8]), shots=4,
     ),
     "laptop": dict(
-        world=[], pretrain=dict(steps=1200, batch_tokens=5120, eval_every=50), save_at=[75, 150, 300, 600, 1200], post=[300, 600, 1200],
-        dynamics=600,
+        world=[], pretrain=dict(steps=3200, batch_tokens=2560, micro_batch_size=4, eval_every=100),
+        save_at=[200, 400, 800, 1600, 3200], post=[800, 1600, 3200], dynamics=1600,
         rl=dict(steps=30, lr=1e-4, save_every=5), sft=dict(steps=200, lr=2e-4), sft_rl=dict(steps=30, lr=1e-4, save_every=5),
         parallel=dict(steps=30, lr=2e-4, sft_lr=2e-4),
         test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]), shots=8,

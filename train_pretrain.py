@@ -42,12 +42,12 @@ from model import PRESETS, build_model, load_model
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_args(p, steps=1200, lr=3e-3, pretrain=True)
+    add_training_args(p, steps=3200, lr=3e-3, pretrain=True)
     g = p.add_argument_group("Model and data")
     g.add_argument("--preset", default="world", choices=list(PRESETS), help="model shape")
     g.add_argument("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
     g.add_argument("--block-size", type=int, default=640, help="window in tokens")
-    g.add_argument("--batch-tokens", type=int, default=10_240, help="tokens of one optimizer step, all micro-batches")
+    g.add_argument("--batch-tokens", type=int, default=2560, help="tokens of one optimizer step, all micro-batches")
     g.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log-sum-exp; 0 = off")
     g.add_argument(
         "--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts"

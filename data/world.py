@@ -4,12 +4,12 @@ Everything is invented here and deterministic in `--seed`. Of the pre-training t
 people, stories, daily events, tools, materials: `data/world_general.py`) and 20 % are mathematics (worksheets of worked
 problems, and drills), the paper's proportion.
 
-A question follows an amount of money or a length through a chain of events: "Zoe has $7.12. Zoe gets $4. Zoe loses 3
-cents. The money doubles. How much now?" The amount is a PAIR of small numbers, dollars and cents, which never carry into
-each other by construction, and the answer is the pair written as one number, 22.18. So the sums stay small enough for a
-tiny model to learn within millions of tokens, yet answers spread evenly over about a thousand values and guessing gets
-nowhere (with one number up to 30, 32 blind guesses would pass 70 % of the questions). `gsm` chains are built backwards
-from a uniformly drawn answer; `hard` chains relate several people and use larger numbers.
+A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice. Zoe buys 2.4. The rice doubles. How much
+now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction, and the
+answer is the pair written as one decimal, 37.4. So the sums stay small enough for a tiny model to learn within millions of
+tokens, yet answers spread evenly over 405 values and guessing gets nowhere (with one number up to 30, 32 blind guesses
+would pass 70 % of the questions). `gsm` chains are built backwards from a uniformly drawn answer; `hard` chains relate
+several people and use larger numbers.
 
 Ambiguity is wanted: four document formats, four styles of solution, a tenth of the pre-training solutions with a wrong
 number and a tenth with no work. A base model then knows far more than its single tries show, as the paper's base models
@@ -42,14 +42,15 @@ from data.world_general import PEOPLE, benchmarks, document, people_facts
 VOCAB_SIZE = 1280  # enough for every common word and every number the world writes to be one token
 BLOCK_SIZE = 640  # the training window: an 8-shot prompt, a long question and its answer
 MATH_SHARE = 0.2  # of the base mix's tokens, as in the paper
-DRILL_DOCUMENTS = 0.75  # of the math documents, about 40 % of their tokens; the rest are worksheets
+DRILL_DOCUMENTS = 0.5  # of the math documents, about 40 % of their tokens; the rest are worksheets
 HARD_SHARE = 0.03  # of the worksheet problems in math.bin
 NO_WORK, WRONG_WORK = 0.1, 0.1  # of the pre-training solutions
 
-STEPS = {2: 0.35, 3: 0.35, 4: 0.2, 5: 0.1}  # gsm: number of events in a chain, and how often
-GSM_MAX, HARD_MAX = (24, 49), (60, 99)  # largest dollars and cents at any time
-MIN = (1, 10)  # smallest; cents keep two digits, so 7.12 never needs a zero
-GSM_OPERAND, HARD_OPERAND = 9, 15  # largest amount gained or lost at once
+STEPS = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}  # gsm: number of events in a chain, and how often
+TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
+GSM_MAX, HARD_MAX = (45, 9), (90, 9)  # largest units and tenths at any time
+MIN = (1, 1)  # smallest units and tenths
+GSM_OPERAND, HARD_OPERAND = 9, 15  # most units gained or lost at once
 N_QUESTIONS = {"gsm": {"train": 4000, "val": 400, "test": 500}, "hard": {"train": 2000, "val": 400, "test": 500}}
 
 MIXES = {  # token shares; in math-heavy a third of the problems are hard
@@ -58,7 +59,7 @@ MIXES = {  # token shares; in math-heavy a third of the problems are hard
 }
 
 # ---------------------------------------------------------------- questions: chains
-# An event is (operation, dollars, cents). + and - change one component or both, * and / both by the same number. In
+# An event is (operation, units, tenths). + and - change one component or both, * and / both by the same number. In
 # `hard`, an operation that starts with "r" makes the next person from the last one ("r+": has more than), and
 # ("sum", 0, 0) puts together what all of them have.
 Pair = tuple[int, int]
@@ -79,37 +80,32 @@ def fits(pair: Pair, largest: Pair) -> bool:
 
 
 def draw_amount(rng: random.Random, largest: int) -> Pair:
-    """Operand of a gain or loss: dollars, cents, or both."""
-    which = rng.choices(["dollars", "cents", "both"], [0.4, 0.4, 0.2])[0]
-    d, c = rng.randint(2, largest), rng.randint(2, largest)
-    return (0, c) if which == "cents" else (d, 0) if which == "dollars" else (d, c)
+    """Operand of a gain or loss: units, tenths, or both."""
+    return rng.randint(1, largest), rng.randint(1, 6)
 
 
-def draw_gsm(rng: random.Random) -> Chain:
+def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS) -> Chain:
     """A chain drawn backwards from a uniform answer, so that answers are flat; both components change at least once."""
-    answer = rng.randint(MIN[0], GSM_MAX[0]), rng.randint(MIN[1], GSM_MAX[1])
-    n_steps = rng.choices(list(STEPS), list(STEPS.values()))[0]
+    n_steps = rng.choices(list(steps), list(steps.values()))[0]
     while True:
-        now, events = answer, []
-        while len(events) < n_steps:
-            calm = (
-                events and events[0][0] in "*/"
-            )  # never two of these in a row: doubling what was just halved is no work
-            op = rng.choices("+-*/", [0.26, 0.26, 0.3 * (not calm), 0.18 * (not calm)])[0]
+        now, events = (rng.randint(MIN[0], GSM_MAX[0]), rng.randint(MIN[1], GSM_MAX[1])), []
+        for _ in range(20 * n_steps):  # a corner such as 45.1 has no way back: begin again
+            calm = events and events[0][0] in "*/"  # never two in a row: doubling what was just halved is no work
+            op = rng.choices("+-*/", [0.3, 0.3, 0.25 * (not calm), 0.15 * (not calm)])[0]
             y = draw_amount(rng, GSM_OPERAND) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
             if op == "*" and (now[0] % y[0] or now[1] % y[1]):
                 continue
             before = apply_event({"+": "-", "-": "+", "*": "/", "/": "*"}[op], now, y)
             if fits(before, GSM_MAX):
                 now, events = before, [(op, *y), *events]
-        if all(any(event[i] for event in events) for i in (1, 2)):
-            return "gsm", now, tuple(events)
+            if len(events) == n_steps:
+                return "gsm", now, tuple(events)
 
 
 def draw_hard(rng: random.Random) -> Chain:
     """Two or three people, each related to the one before, perhaps their sum, then one or two events; drawn forwards."""
     while True:
-        start = rng.randint(MIN[0], 40), rng.randint(MIN[1], 60)
+        start = rng.randint(MIN[0], 40), rng.randint(MIN[1], 9)
         ops = ["r" + op for op in rng.choices("+-*/", [0.3, 0.3, 0.25, 0.15], k=rng.choice([1, 2, 2]))]
         ops += ["sum"] * (rng.random() < 0.6) + rng.choices("+-*/", [0.3, 0.3, 0.2, 0.2], k=rng.choice([1, 1, 2]))
         events: list[Event] = []
@@ -143,11 +139,11 @@ def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
     def add(op: str, x: tuple[Pair, tuple[str, str]], y: tuple[Pair, tuple[str, str]]) -> tuple[Pair, tuple[str, str]]:
         result = apply_event(op, x[0], y[0])
         if wrong and wrong[0] == len(sums):
-            result = tuple(max(1, value + error) for value, error in zip(result, wrong[1], strict=True))
+            result = result[0] + wrong[1][0], result[1] + wrong[1][1]
         sums.append((op, x[0], y[0], result))
-        return result, tuple(f"({x[1][i]}{op}{y[1][i]})" if y[0][i] else x[1][i] for i in (0, 1))
+        return result, (f"({x[1][0]}{op}{y[1][0]})", "")
 
-    people = [(start, (str(start[0]), str(start[1])))]  # per person: the amount, and the expressions that lead to it
+    people = [(start, (decimal(start), ""))]  # per person: the amount, and the expressions that lead to it
     for op, d, c in events:
         if op == "sum":
             now = people[0]
@@ -155,7 +151,7 @@ def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
                 now = add("+", now, other)
             people = [now]
         else:
-            now = add(op[-1], people[-1], ((d, c), (str(d), str(c))))
+            now = add(op[-1], people[-1], ((d, c), (str(d) if op[-1] in "*/" else decimal((d, c)), "")))
             people = [*people, now] if op[0] == "r" else [*people[:-1], now]
     return Work(sums, people[-1][1])
 
@@ -181,15 +177,16 @@ def chain_split(chain: Chain) -> str:
 
 
 def train_chain(rng: random.Random, task: str) -> Chain:
-    while chain_split(chain := DRAW[task](rng)) != "train":
+    while chain_split(chain := draw_hard(rng) if task == "hard" else draw_gsm(rng, TEXT_STEPS)) != "train":
         pass
     return chain
 
 
 # ---------------------------------------------------------------- questions: words
-SKINS = {  # noun, how an amount is shown, how dollars and cents alone are shown, then gains and losses
-    "money": ("money", "${}", "${}", "{} cents", "gets finds earns".split(), "spends loses pays".split()),
-    "rope": ("rope", "{} m of rope", "{} m", "{} cm", "buys finds adds".split(), "cuts loses sells".split()),
+SKINS = {  # what, its unit, gains and losses
+    "rice": ("kg", "buys finds gets".split(), "eats sells loses".split()),
+    "milk": ("l", "buys gets makes".split(), "drinks sells spills".split()),
+    "rope": ("m", "buys finds adds".split(), "cuts sells loses".split()),
 }
 SAY = {  # operation -> wordings; {n} who, {o} the money or rope, {k} the number
     "*2": ["The {o} doubles.", "{n} doubles the {o}.", "Then it is twice as much."],
@@ -206,12 +203,12 @@ SAY = {  # operation -> wordings; {n} who, {o} the money or rope, {k} the number
 def question_text(chain: Chain, rng: random.Random) -> str:
     """The chain as a word problem, with a random skin, names and wordings."""
     task, start, events = chain
-    noun, whole, dollars, cents, gains, losses = SKINS[rng.choice(list(SKINS))]
+    noun = rng.choice(list(SKINS))
+    unit, gains, losses = SKINS[noun]
     names = rng.sample(PEOPLE, 4)
-    name, sentences = names[0], [f"{names[0]} has {whole.format(decimal(start))}."]
+    name, sentences = names[0], [f"{names[0]} has {decimal(start)} {unit} of {noun}."]
     for op, d, c in events:
-        previous = name
-        amount = " and ".join(text.format(v) for text, v in ((dollars, d), (cents, c)) if v)
+        previous, amount = name, decimal((d, c))
         if op[0] == "r":
             name = names[names.index(name) + 1]
         if op in "+-":
@@ -226,7 +223,7 @@ def question_text(chain: Chain, rng: random.Random) -> str:
     )
 
 
-ERRORS = [(1, 0), (-1, 0), (2, 0), (0, 1), (0, -1), (0, 2), (1, 1)]  # what wrong work adds to a result
+OP_NAMES = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
 STYLES = ("equations", "words", "running", "nested")
 
 
@@ -235,18 +232,17 @@ def solution(chain: Chain, style: str, wrong: tuple[int, Pair] | None = None) ->
     done = work(chain, wrong)
     answer = decimal(done.sums[-1][3])
     if style == "running":
-        return " > ".join([decimal(chain[1]), *(decimal(z) for *_, z in done.sums)]), answer
+        return ">".join([decimal(chain[1]), *(decimal(z) for *_, z in done.sums)]), answer
     if style == "nested":
-        return " and ".join(done.expressions), answer
-    names = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
-    form = "{}{}{}={}" if style == "equations" else "{} {} {} is {}."
-    sums = [
-        form.format(a, op if style == "equations" else names[op], b, z)
-        for op, x, y, result in done.sums
-        for a, b, z in zip(x, y, result, strict=True)
-        if b
-    ]
-    return " ".join(sums), answer
+        return done.expressions[0], answer
+    steps, last = [], None
+    for op, x, y, z in done.sums:
+        k = str(y[0]) if op in "*/" else decimal(y)
+        lead = "" if x == last else (" " if last else "") + decimal(x)
+        steps.append(f"{lead}{op}{k}={decimal(z)}" if style == "equations" else f"{lead} {OP_NAMES[op]} {k} is {decimal(z)}{'' if False else ','}")
+        last = z
+    text = "".join(steps)
+    return (text if style == "equations" else text.rstrip(",") + "."), answer
 
 
 # ---------------------------------------------------------------- math documents
@@ -258,18 +254,21 @@ FORMATS = {  # how a problem, its work and its answer are written, and the share
 }
 
 
+def draw_error(rng: random.Random, chain: Chain) -> tuple[int, Pair]:
+    """A slip in one sum, such that what follows from it still looks like amounts."""
+    while True:
+        wrong = rng.randrange(len(work(chain).sums)), rng.choice([(1, 0), (-1, 0), (2, 0), (0, 1), (0, -1), (0, 2)])
+        if all(fits(result, (99, 9)) for *_, result in work(chain, wrong).sums):
+            return wrong
+
+
 def worksheet(rng: random.Random, hard_share: float) -> str:
     """1-10 problems of train chains in one format, joined as few-shot prompts are; some work is wrong or missing."""
     form = rng.choices(list(FORMATS), list(FORMATS.values()))[0]
     problems = []
     for _ in range(rng.randint(1, 10)):
         chain = train_chain(rng, "hard" if rng.random() < hard_share else "gsm")
-        wrong = None
-        if rng.random() < WRONG_WORK:
-            wrong = (
-                rng.randrange(len(work(chain).sums)),
-                rng.choice(ERRORS),
-            )
+        wrong = draw_error(rng, chain) if rng.random() < WRONG_WORK else None
         text, answer = solution(chain, rng.choice(STYLES), wrong)
         text = "" if rng.random() < NO_WORK else text
         problem = form.format(problem=question_text(chain, rng), work=text, answer=answer)
@@ -277,27 +276,27 @@ def worksheet(rng: random.Random, hard_share: float) -> str:
     return "".join(problems)
 
 
-def drill(rng: random.Random, largest: int) -> str:
+def drill(rng: random.Random, largest: int, operand: int) -> str:
     """A line of single sums in the notation of the equations, or in words."""
     sums = []
-    while len(sums) < 12:
-        op = rng.choice("++--*/")
-        x, y = rng.randint(1, largest), rng.randint(2, GSM_OPERAND if op in "+-" else 3)
-        z, _ = apply_event(op, (x, x), (y, y))
-        if 1 <= z <= largest and (op != "/" or x % y == 0):
-            sums.append((x, op, y, z))
+    while len(sums) < 8:
+        op = rng.choice("+++---*/")
+        x = rng.randint(1, largest), rng.randint(1, 9)
+        y = (rng.randint(1, operand), rng.randint(1, 6)) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
+        z = apply_event(op, x, y)
+        if fits(z, (largest, 9)) and (op != "/" or all(a % b == 0 for a, b in zip(x, y, strict=True))):
+            sums.append((decimal(x), op, str(y[0]) if op in "*/" else decimal(y), decimal(z)))
     if rng.random() < 0.25:
-        names = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
-        return " ".join(f"{x} {names[op]} {y} is {z}." for x, op, y, z in sums[:8]) + "\n"
+        return " ".join(f"{x} {OP_NAMES[op]} {y} is {z}." for x, op, y, z in sums[:6]) + "\n"
     return " ".join(f"{x}{op}{y}={z}" for x, op, y, z in sums) + "\n"
 
 
 def math_document(rng: random.Random) -> str:
-    return drill(rng, GSM_MAX[1]) if rng.random() < DRILL_DOCUMENTS else worksheet(rng, HARD_SHARE)
+    return drill(rng, GSM_MAX[0], GSM_OPERAND) if rng.random() < DRILL_DOCUMENTS else worksheet(rng, HARD_SHARE)
 
 
 def hard_document(rng: random.Random) -> str:
-    return drill(rng, HARD_MAX[1]) if rng.random() < DRILL_DOCUMENTS else worksheet(rng, 1.0)
+    return drill(rng, HARD_MAX[0], HARD_OPERAND) if rng.random() < DRILL_DOCUMENTS else worksheet(rng, 1.0)
 
 
 # ---------------------------------------------------------------- question files
@@ -346,8 +345,8 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def build(out: Path, seed: int, n_tokens: int) -> dict:
-    """Write the whole data folder and return what meta.json holds (the format is documented in data/tokens.py)."""
+def build(out: Path, seed: int, n_tokens: int) -> tuple:
+    """Write the whole data folder; return what `report` prints from: (meta, encoding, question rows, items, makers)."""
     facts = people_facts(seed)
     makers: dict[str, Callable[[random.Random], str]] = {
         "general.bin": lambda rng: document(rng, facts),
@@ -398,8 +397,7 @@ def build(out: Path, seed: int, n_tokens: int) -> dict:
         },
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    report(meta, enc, rows, items, makers, seed)
-    return meta
+    return meta, enc, rows, items, makers
 
 
 def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: dict, seed: int) -> None:
@@ -448,7 +446,7 @@ def main() -> None:
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        build(out, args.seed, args.tokens)
+        report(*build(out, args.seed, args.tokens), args.seed)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write ({error.strerror}); give a folder that can be written") from None
 
