@@ -1,4 +1,5 @@
-"""Run plumbing shared by every stage: errors, flags, device, dtype, seeds, schedule, logs, checkpoints. No method lives here."""
+"""Run plumbing shared by every stage: errors, flags, device, dtype, seeds, schedule, logs, checkpoints. No method
+lives here."""
 
 import argparse
 import ctypes
@@ -91,6 +92,8 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
                 raise UserError(f"--steps {new}: this run's schedule ends at {old}; drop --steps or start a new run")
             elif new != old:
                 print(f"note: --{name.replace('_', '-')} is {new}, the run had {old}")
+        if not ckpt["optimizer"]:
+            raise UserError(f"{args.resume} is an average, there is no run to go on with; use --init")
         if ckpt["step"] >= args.steps:
             print(f"{args.resume} is the end of its run ({args.steps} steps): nothing to do")
             sys.exit(0)
@@ -100,12 +103,10 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
     for name in ("steps", "micro_batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
-    if args.warmup_steps is None:
-        args.warmup_steps = min(50, args.steps // 10)
     return args, ckpt
 
 
-# ------------------------------------------------------------------------------------------ device, dtype, threads, seeds
+# -------------------------------------------------------------------------------------- device, dtype, threads, seeds
 @dataclass
 class Device:
     device: torch.device
@@ -155,7 +156,7 @@ def setup(args) -> Device:
     return Device(device, dtype)
 
 
-# ------------------------------------------------------------------------------------------------ optimizer and schedule
+# --------------------------------------------------------------------------------------------- optimizer and schedule
 def make_optimizer(model, args, lr: float | None = None) -> torch.optim.AdamW:
     """AdamW; weight decay on everything but the embedding (OLMo 2's rule). Fused: one pass over the weights."""
     groups = [{"params": [], "weight_decay": args.weight_decay}, {"params": [], "weight_decay": 0.0}]
@@ -166,11 +167,12 @@ def make_optimizer(model, args, lr: float | None = None) -> torch.optim.AdamW:
 
 def lr_at(step: int, args, peak: float, schedule: str) -> float:
     """Linear warm-up over `warmup_steps`, then constant, or a cosine to 10 % of the peak at `steps`."""
-    if step < args.warmup_steps:
-        return peak * (step + 1) / args.warmup_steps
+    warmup = min(50, args.steps // 10) if args.warmup_steps is None else args.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
-    done = (step - args.warmup_steps) / max(1, args.steps - args.warmup_steps)
+    done = (step - warmup) / max(1, args.steps - warmup)
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
@@ -180,7 +182,8 @@ def set_lr(optimizer, lr: float) -> None:
 
 
 def step_with_clip(model, optimizer, grad_clip: float) -> float:
-    """Clip, step, clear. Weights that got no gradient count as zero gradient: AdamW's clock then runs alike on every step."""
+    """Clip, step, clear. Weights that got no gradient count as zero gradient: AdamW's clock then runs alike on every
+    step."""
     for p in model.parameters():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -191,8 +194,8 @@ def step_with_clip(model, optimizer, grad_clip: float) -> float:
 
 
 def draw(n: int, count: int, step: int, seed: int) -> list[int]:
-    """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches. A pure
-    function of its arguments, so that resuming needs no state."""
+    """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches.
+    A pure function of its arguments, so that resuming needs no state."""
     return [permutation(n, seed, position // n)[position % n] for position in range(step * count, (step + 1) * count)]
 
 
@@ -209,7 +212,7 @@ def check_finite(loss: float, step: int, out) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------------- run folder and logs
+# ------------------------------------------------------------------------------------------------ run folder and logs
 class Run:
     """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line."""
 
@@ -218,6 +221,11 @@ class Run:
         self.start, self.started = start_step, time.time()
         writable_dir(self.out)
         found = sorted(self.out.glob("ckpt_*.pt"))
+        later = [p.name for p in found if int(p.stem[5:]) > start_step]
+        if later and args.resume:
+            raise UserError(
+                f"{self.out} holds {later[-1]}, later than {args.resume}: resume that, or give another --out"
+            )
         if found and not args.resume:
             raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
         (self.out / "config.json").write_text(json.dumps(vars(args), indent=1) + "\n")
@@ -227,18 +235,20 @@ class Run:
             kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start_step]
             path.write_text("".join(r + "\n" for r in kept))
 
-    def log(self, step: int, fields: dict, metrics: dict) -> None:
-        """One console line (`fields`) and one row of metrics.jsonl for the step just done, counted from 1."""
+    def log(self, step: int, shown: dict, metrics: dict) -> None:
+        """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
+        `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}."""
         elapsed = time.time() - self.started
         left = elapsed / max(1, step - self.start) * (self.args.steps - step)
-        shown = " | ".join(f"{k} {v}" for k, v in fields.items())
-        print(f"step {step:05d}/{self.args.steps:05d} | {shown} | {left:.0f} s left", flush=True)
+        pairs = [(label, *spec.split(":", 1)) for label, spec in shown.items()]
+        line = " | ".join(f"{label} {format(metrics[key], spec)}" for label, key, spec in pairs if key in metrics)
+        print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
         with open(self.out / "metrics.jsonl", "a") as f:
             f.write(json.dumps({"step": step, **metrics, "perf/elapsed_s": round(elapsed, 2)}) + "\n")
 
-    def samples(self, step: int, rows: list[dict]) -> None:
+    def sample(self, step: int, row: dict) -> None:
         with open(self.out / "samples.jsonl", "a") as f:
-            f.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)
+            f.write(json.dumps({"step": step, **row}) + "\n")
 
     def due(self, step: int) -> bool:
         """Is a checkpoint due after `step` steps? The last one always is."""
@@ -278,7 +288,7 @@ def writable_dir(path: Path) -> None:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); choose a folder you own") from error
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoint files
+# --------------------------------------------------------------------------------------------------- checkpoint files
 def save_checkpoint(path: Path, ckpt: dict) -> None:
     """Write to a temporary name, sync, rename: a crash or a full disk leaves the previous file whole."""
     temporary = Path(path).parent / f".tmp_{os.getpid()}_{Path(path).name}"
@@ -310,7 +320,7 @@ def load_checkpoint(path) -> dict:
         raise UserError(f"{path} is no checkpoint of ours (it has no {missing[0]}); use a ckpt_*.pt that a stage wrote")
     if ckpt["format"] != FORMAT:
         raise UserError(f"{path} has format {ckpt['format']}, this code reads {FORMAT}; use the version that wrote it")
-    for prefix in ("_orig_mod.", "module."):  # left by torch.compile and DDP in files of forks
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # left by torch.compile and DDP in files of forks
         ckpt["model"] = {k.removeprefix(prefix): v for k, v in ckpt["model"].items()}
     return ckpt
 
@@ -346,7 +356,8 @@ class Start:
 
 
 def load_start(args, ckpt: dict | None, device: Device):
-    """(model, tokenizer, Start) of a post-training run."""
+    """(model, tokenizer, training questions, Start) of a post-training run."""
+    from data.math_qa import load_questions
     from data.tokenizer import check_tokenizer, load_tokenizer  # here, since both modules import this one's UserError
     from model import load_model
 
@@ -355,12 +366,14 @@ def load_start(args, ckpt: dict | None, device: Device):
     enc = load_tokenizer(args.data)
     check_tokenizer(enc, source["tokenizer"], path)
     model = load_model(source, path, device.device, args.kernels)
-    identity = {"tokenizer": source["tokenizer"]["hash"], "task": args.task, "questions": args.n_questions}
+    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
+    identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
     behind = source["tokens"], source["tokenizer"]
     if not ckpt:
-        return model, enc, Start(0, *behind, parent_of(path, source), identity)
+        return model, enc, questions, Start(0, *behind, parent_of(path, source), identity)
     note_changes(ckpt, identity)
-    return model, enc, Start(ckpt["step"], *behind, ckpt["parent"], identity, ckpt["optimizer"])
+    return model, enc, questions, Start(ckpt["step"], *behind, ckpt["parent"], identity, ckpt["optimizer"])
 
 
 def reference_weights(args, start: Start) -> dict:

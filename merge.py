@@ -1,11 +1,11 @@
 """Merge RL and SFT: parallel averaging from a checkpoint (paper section "Parallel averaging"), or finished checkpoints.
 
-`--init CKPT`: every step, from the same weights theta, one GRPO step with its own AdamW gives theta_A and one SFT step with
-its own AdamW gives theta_B; then
+`--init CKPT`: every step, from the same weights theta, one GRPO step with its own AdamW gives theta_A and one SFT
+step with its own AdamW gives theta_B; then
     theta = w_A theta_A + w_B theta_B + (1 - w_A - w_B) theta_sync            (`--weights`, default 0.5 0.5)
-where theta_sync, the weights of the last averaging, drops out when the weights sum to 1. Moments are never averaged, each
-side clips its own gradient. `--sync-every H` averages every H steps only (H 1 is the paper's): a step is one local step of
-each side, rollouts come from the RL side, moments persist.
+where theta_sync, the weights of the last averaging, drops out when the weights sum to 1. Moments are never averaged,
+each side clips its own gradient. `--sync-every H` averages every H steps only (H 1 is the paper's): a step is one
+local step of each side, rollouts come from the RL side, moments persist.
 
 `--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape.
 
@@ -17,6 +17,7 @@ The objectives are imported from the stages that define them; see train_rl.py an
 
 import argparse
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from common import (
     weights_hash,
     writable_dir,
 )  # fmt: skip
-from data.math_qa import format_prompt, load_questions, template_for
+from data.math_qa import format_prompt, template_for
 from train_rl import add_rl_args, check_rl_args, grpo_step, rollout, rollout_metrics
 from train_sft import add_sft_args, load_examples, sft_gradient
 
@@ -83,6 +84,8 @@ def parse_args():
                 f"--out {args.out}: with --average this is the new checkpoint's file name; give one that does not exist"
             )
         args.weights = args.weights or [1 / len(args.average)] * len(args.average)
+        if not math.isclose(sum(args.weights), 1.0, abs_tol=1e-6):
+            raise UserError(f"--weights {args.weights} sum to {sum(args.weights):g}: an average needs 1; change one")
         if len(args.weights) != len(args.average):
             raise UserError(f"{len(args.weights)} --weights for {len(args.average)} checkpoints; give one weight each")
         return args, None
@@ -99,10 +102,11 @@ def parse_args():
     return args, ckpt
 
 
-# --------------------------------------------------------------------------------------------------------- the averaging
+# ------------------------------------------------------------------------------------------------------ the averaging
 @torch.no_grad()
 def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
-    """Set both sides to w_A A + w_B B + (1 - w_A - w_B) anchor, and the anchor to the result. Tied weights stay tied."""
+    """Set both sides to w_A A + w_B B + (1 - w_A - w_B) anchor, and the anchor to the result. Tied weights stay
+    tied."""
     rest = 1.0 - sum(weights)
     for (name, a), (_, b) in zip(side_a.named_parameters(), side_b.named_parameters(), strict=True):
         mean = weights[0] * a + weights[1] * b
@@ -113,7 +117,8 @@ def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
 
 
 def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
-    """Weighted mean of the float tensors of checkpoints, in float32. Same parent weights (by hash) and shapes required."""
+    """Weighted mean of the float tensors of checkpoints, in float32. Same parent weights (by hash) and shapes
+    required."""
     ckpts = [load_checkpoint(path) for path in paths]
     first = ckpts[0]
     for path, ckpt in zip(paths, ckpts, strict=True):
@@ -151,11 +156,10 @@ def main():
         print(f"saved {args.out} | weights {args.weights} | {weights_hash(merged['model'])[:12]}")
         return
     device = setup(args)
-    rl_side, enc, start = load_start(args, ckpt, device)
+    rl_side, enc, questions, start = load_start(args, ckpt, device)
     template = template_for(args.task)
     sft_side = copy.deepcopy(rl_side)
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
-    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     examples = load_examples(enc, questions, template, args.gold)
     check_context(prompts, args.max_new_tokens, rl_side.config.block_size)
@@ -197,12 +201,9 @@ def main():
         seconds = time.time() - began
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
         metrics |= {"perf/tok_per_sec": (metrics["completion/tokens"] + stats["tokens"]) / seconds}
-        fields = {
-            "reward": f"{metrics['reward/mean']:.4f}", "hits": metrics["reward/hits"], "no signal": f"{metrics['reward/frac_zero_std_groups']:.0%}",
-            "sft": f"{stats['loss']:.4f}", "len": f"{metrics['completion/len_mean']:.0f}", "gnorm": f"{metrics['train/grad_norm']:.2f}",
-            "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
-        }  # fmt: skip
-        out.log(done, fields, metrics)
+        shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
+        shown |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}
+        out.log(done, shown | {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
             optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
             out.save(done, rl_side, optimizers, start, metrics)

@@ -1,9 +1,9 @@
 """A GPT in one file: RMSNorm, RoPE, SwiGLU, grouped-query attention, and the sampler that RL and evaluation share.
 
-Shapes: B rows, T time, C width, H heads, K key/value heads, D head size, V vocabulary, P prompts, G samples of a prompt.
-Block order is pre-norm (GPT-2, Llama) or OLMo 2's post-norm, where the norm sits on each branch's output, before the
-residual add. Presets: `world` (the laptop model), `gpt2` (GPT-2's size), `olmo2-1b` (the paper's 1B, exactly), `olmo2-4b`
-(the paper never states its 4B shape; ours is an analogue of 4.2B parameters).
+Shapes: B rows, T time, C width, H heads, K key/value heads, D head size, V vocabulary, P prompts, G samples of a
+prompt. Block order is pre-norm (GPT-2, Llama) or OLMo 2's post-norm, where the norm sits on each branch's output,
+before the residual add. Presets: `world` (the laptop model), `gpt2` (GPT-2's size), `olmo2-1b` (the paper's 1B,
+exactly), `olmo2-4b` (the paper never states its 4B shape; ours is an analogue of 4.2B parameters).
 
 Reading and sampling are the same code as training: a block asks `attend(layer, q, k, v)` for its attention, and the
 caller decides whether that is plain causal attention, one that keeps the keys, or one that reads a cache.
@@ -83,7 +83,8 @@ PRESETS = {
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by position * theta^(-2i/D)."""
+    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by position *
+    theta^(-2i/D)."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
 
@@ -155,8 +156,8 @@ class Block(nn.Module):
 class Rollout:
     """N = P * G completions, the G samples of a prompt adjacent.
 
-    tokens (N, L) int64, zeros past the end; lengths (N,) counts the end-of-text; finished (N,) ended by end-of-text or a
-    stop string, not by length; logprobs (N, L) float32 of what was sampled, or None.
+    tokens (N, L) int64, zeros past the end; lengths (N,) counts the end-of-text; finished (N,) ended by end-of-text
+    or a stop string, not by length; logprobs (N, L) float32 of what was sampled, or None.
     """
 
     tokens: torch.Tensor
@@ -173,7 +174,8 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> torch.Tensor:
-    """Rows of ids -> (B, width) int64, padded with 0 (a real id: pads are hidden by masks and lengths, not by value)."""
+    """Rows of ids -> (B, width) int64, padded with 0 (a real id: pads are hidden by masks and lengths, not by
+    value)."""
     padded = [[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows]
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
 
@@ -181,7 +183,8 @@ def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> t
 def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
     """One number in [0, 1) a row, a pure function of (seed, question, sample, position): splitmix64, wrapping int64.
 
-    A generator's stream would tie each draw to the rows beside it; this way batch size and finished rows change nothing.
+    A generator's stream would tie each draw to the rows beside it; this way batch size and finished rows change
+    nothing.
     """
 
     def mix(z):
@@ -288,9 +291,10 @@ class GPT(nn.Module):
         return -self.logprobs(h.flatten(0, 1), targets.flatten())[0].mean()
 
     def completion_logprobs(self, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0):
-        """Log-probs of completions after their prompts, and the entropy at each token (detached): (B, T) float32 each, with
-        mask (B, T), T the longest completion. Only completion positions meet the head. Rows are right-padded, so causality
-        hides the pads; the mask comes from lengths, never from ids, so end-of-text is scored like any token."""
+        """Log-probs of completions after their prompts, and the entropy at each token (detached): (B, T) float32
+        each, with mask (B, T), T the longest completion. Only completion positions meet the head. Rows are
+        right-padded, so causality hides the pads; the mask comes from lengths, never from ids, so end-of-text is
+        scored like any token."""
         device, B = self.device, len(prompts)
         rows = [(p + c)[:-1] for p, c in zip(prompts, completions, strict=True)]
         idx = pad_rows(rows, max(map(len, rows)), device)
@@ -308,7 +312,8 @@ class GPT(nn.Module):
 
     # ------------------------------------------------------------------------------------- reading and sampling
     def read(self, rows: list[list[int]], width: int):
-        """Read prompts left-padded to `width` -> last hidden states (P, C), cache [(k, v)] each (P, K, width, D), first (P,)."""
+        """Read prompts left-padded to `width` -> last hidden states (P, C), cache [(k, v)] each (P, K, width, D),
+        first (P,)."""
         idx = pad_rows(rows, width, self.device, left=True)
         first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=self.device)
         positions = (torch.arange(width, device=self.device)[None] - first[:, None]).clamp(min=0)
@@ -321,7 +326,8 @@ class GPT(nn.Module):
         return self.hidden(idx, positions=positions, attend=attend)[:, -1], cache, first
 
     def read_after(self, prefix: list[int], rows: list[list[int]], width: int):
-        """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole rows."""
+        """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole
+        rows."""
         _, shared, _ = self.read([prefix], len(prefix))
         lengths = torch.tensor([len(r) for r in rows], device=self.device)
         idx = pad_rows(rows, round_up(int(lengths.max()), 16), self.device)  # right-padded: causality hides the pads
@@ -436,7 +442,8 @@ class GPT(nn.Module):
                 slot, group, first = target, smaller, first[alive]
                 prompt = slot // group
 
-            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last one.
+            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last
+            # one.
             filler = max(16, round_up(len(row), 8)) - len(row)
             at = torch.cat((slot, slot[-1:].expand(filler)))
             position = (width - first.long())[at // group] + step  # real prompt length + step
@@ -468,7 +475,8 @@ class GPT(nn.Module):
     def continuation_logprobs(
         self, contexts, choices, micro_batch_tokens: int = 8192
     ) -> list[list[tuple[float, bool]]]:
-        """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy choice).
+        """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy
+        choice).
 
         A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
         cut to about `micro_batch_tokens` tokens of context, which changes memory and speed only.

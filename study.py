@@ -1,9 +1,10 @@
 """The grid of the paper on a laptop: pre-train once, post-train from several of its checkpoints, evaluate, report.
 
-From each chosen checkpoint: direct RL, SFT, SFT-Gold, SFT -> RL and parallel averaging; the base is evaluated few-shot and
-0-shot. The study calls the stage scripts as a user would and prints each command. Independent runs share the cores, one
-thread each, and start as soon as the checkpoint they need exists. A run's folder is named by a hash of its settings, its
-parents and the data, so a second call redoes nothing that is finished and never reuses a run of other settings.
+From each chosen checkpoint: direct RL, SFT, SFT-Gold, SFT -> RL and parallel averaging; the base is evaluated
+few-shot and 0-shot. The study calls the stage scripts as a user would and prints each command. Independent runs share
+the cores, one thread each, and start as soon as the checkpoint they need exists. A run's folder is named by a hash of
+its settings, its parents and the data, so a second call redoes nothing that is finished and never reuses a run of
+other settings.
 
     python study.py --preset smoke --out runs/smoke        # 3 minutes: every stage, numbers without meaning
     python study.py --preset laptop --out runs/laptop      # 45 minutes on 2 cores, writes runs/laptop/report.md
@@ -26,7 +27,8 @@ from common import UserError, run, writable_dir
 
 HERE = Path(__file__).parent
 
-# Rates and steps of each method were chosen on validation questions at one tuning checkpoint (docs/tuning.md), then fixed.
+# Rates and steps of each method were chosen on validation questions at one tuning checkpoint (docs/tuning.md), then
+# fixed.
 PRESETS = {
     "smoke": dict(
         world=["--tokens", "600000"], pretrain=dict(steps=60, batch_tokens=5120, eval_every=20), save_at=[20, 60], post=[60], dynamics=60,
@@ -178,20 +180,21 @@ class Study:
     def start(self, task: Task) -> subprocess.Popen:
         command = self.command(task)
         print(f"$ {' '.join(command)}", flush=True)
-        log = self.dir / "logs" / f"{self.path(task).stem if task.kind == 'eval' else self.path(task).parent.name}.log"
-        with open(log, "a") as f:
+        with open(self.log_file(task), "a") as f:
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             return subprocess.Popen(
                 [sys.executable, *command[1:]], stdout=f, stderr=subprocess.STDOUT, cwd=HERE, env=env
             )
 
     def run_all(self) -> None:
+        """Run what is missing, `--jobs` at a time. A failed run stops what depends on it, not the rest."""
         todo = [t for t in self.tasks if not self.path(t).exists()]
         print(f"{len(self.tasks)} runs, {len(self.tasks) - len(todo)} finished before | {self.args.jobs} side by side")
         running: dict[subprocess.Popen, tuple[Task, float]] = {}
+        failed: list[str] = []
         began, done_cost, total = time.time(), 0.0, sum(t.cost for t in todo)
         try:
-            while todo or running:
+            while running or any(self.ready(t) for t in todo):
                 for task in [t for t in todo if self.ready(t)][: self.args.jobs - len(running)]:
                     todo.remove(task)
                     running[self.start(task)] = (task, time.time())
@@ -199,21 +202,33 @@ class Study:
                 for process in [q for q in running if q.poll() is not None]:
                     task, at = running.pop(process)
                     if process.returncode or not self.path(task).exists():
-                        raise UserError(
-                            f"{task.name} failed with exit code {process.returncode}; its log is in {self.dir / 'logs'}; mend it and run the same command again"
+                        failed.append(task.name)
+                        print(
+                            f"FAILED {task.name} (exit code {process.returncode}), see {self.log_file(task)}",
+                            flush=True,
                         )
-                    self.seconds[self.path(task).as_posix()] = round(time.time() - at, 1)
+                        continue
+                    out = self.path(task).as_posix()
+                    self.seconds[out] = round(self.seconds.get(out, 0.0) + time.time() - at, 1)
                     done_cost += task.cost
-                    elapsed = time.time() - began
-                    left = elapsed / done_cost * (total - done_cost)
+                    left = (time.time() - began) / done_cost * (total - done_cost) / 60
+                    ahead = len(todo) + len(running)
                     print(
-                        f"done {task.name} in {time.time() - at:.0f} s | {len(todo) + len(running)} runs left, about {left / 60:.0f} min",
+                        f"done {task.name} in {time.time() - at:.0f} s | {ahead} runs left, about {left:.0f} min",
                         flush=True,
                     )
                     self.write_manifest()
         finally:
             for process in running:
                 process.terminate()
+        if failed:
+            raise UserError(
+                f"{len(failed)} runs failed ({', '.join(failed)}): mend what their logs say, then run this again"
+            )
+
+    def log_file(self, task: Task) -> Path:
+        out = self.path(task)
+        return self.dir / "logs" / f"{out.stem if task.kind == 'eval' else out.parent.name}.log"
 
     def write_manifest(self) -> None:
         """runs.json: what was run and where it lies, relative to the study's folder."""

@@ -1,4 +1,5 @@
-"""Pre-train a GPT from scratch on token files and keep checkpoints along the way: the paper's M_t (section 1 of its setup).
+"""Pre-train a GPT from scratch on token files and keep checkpoints along the way: the paper's M_t (section 1 of its
+setup).
 
 Objective, over all target tokens n of a step (all micro-batches):
     loss = -1/n sum log p(x_t | x_<t)  +  z_loss * 1/n sum (log sum_v exp logit_v)^2
@@ -10,7 +11,8 @@ flags below is the paper's run; (2) checkpoints are log-spaced by default, the p
 
     python -m data.world --out data/world                      # once, under a minute
     python train_pretrain.py --out runs/base                   # 8M tokens, about 8 minutes on 2 laptop cores
-    python train_pretrain.py --data data/dolmino --preset olmo2-1b --block-size 4096 --batch-tokens 2097152 --steps 23842 \\
+    python train_pretrain.py --data data/dolmino --preset olmo2-1b --block-size 4096 --batch-tokens 2097152 --steps
+    23842 \\
         --lr 4e-4 --warmup-steps 477 --z-loss 1e-5 --micro-batch-size 4 --save-every 1000 --seed 6198 --out runs/1b
 """
 
@@ -141,15 +143,8 @@ def main():
         metrics |= {"perf/tok_per_sec": step_tokens / seconds, "perf/step_ms": 1e3 * seconds}
         if out.due(done) or (args.eval_every and done % args.eval_every == 0):
             metrics["eval/loss"] = validation_loss(model, args, device)
-        fields = {
-            "loss": f"{loss:.4f}",
-            "gnorm": f"{norm:.2f}",
-            "lr": f"{lr:.1e}",
-            "tok/s": f"{step_tokens / seconds:,.0f}",
-        }
-        if "eval/loss" in metrics:
-            fields = {"val": f"{metrics['eval/loss']:.4f}", **fields}
-        out.log(done, fields, metrics)
+        shown = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
+        out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
             out.save(done, model, optimizer.state_dict(), start, metrics)
 

@@ -1,6 +1,7 @@
 """Direct RL from a checkpoint: GRPO with a binary, verifiable reward (paper section "Direct RL"; DeepSeekMath eq. 3).
 
-One step: P prompts, G completions of each from softmax(logits / temperature) over the full vocabulary, reward r in {0, 1}.
+One step: P prompts, G completions of each from softmax(logits / temperature) over the full vocabulary, reward r in
+{0, 1}.
     advantage   A_i = (r_i - mean_group) / (std_group + 1e-6), std with ddof 1; exactly 0 where all rewards are equal
     ratio       w_t = exp(logprobs - old_logprobs)
     surrogate   min(w A, clip(w, 1 - clip_low, 1 + clip_high) A), and at least dual_clip * A where A < 0
@@ -9,8 +10,8 @@ One step: P prompts, G completions of each from softmax(logits / temperature) ov
 with c_i = 1 / (tokens of the update) [--loss-norm token], 1 / (rows * length_i) [sequence], 1 / (rows * max_new_tokens)
 [constant]. End-of-text is a trained token; truncated completions stay in and are rewarded only if right.
 
-Departures from the paper: (1) `--loss-norm token` divides by the tokens of the whole update, the paper's code by those of
-each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
+Departures from the paper: (1) `--loss-norm token` divides by the tokens of the whole update, the paper's code by
+those of each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
     python train_rl.py --init runs/base/ckpt_000800.pt --out runs/rl                       # laptop, about 2 minutes
@@ -42,7 +43,7 @@ from common import (
     setup,
     step_with_clip,
 )  # fmt: skip
-from data.math_qa import extract_answer, format_prompt, load_questions, reward, template_for
+from data.math_qa import extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
 
 PRESETS = {
@@ -58,7 +59,7 @@ def add_rl_args(p) -> None:
     g = p.add_argument_group("Rollouts and the RL objective")
     g.add_argument("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
     g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
-    g.add_argument("--max-new-tokens", type=int, default=64, help="longest completion in tokens")
+    g.add_argument("--max-new-tokens", type=int, default=56, help="longest completion in tokens")
     g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
     g.add_argument(
         "--updates-per-batch",
@@ -86,11 +87,11 @@ def add_rl_args(p) -> None:
 def check_rl_args(args) -> None:
     if args.group_size < 2:
         raise UserError(
-            f"--group-size {args.group_size}: a group needs at least 2 completions to have a baseline; try --group-size 8"
+            f"--group-size {args.group_size}: a group needs 2 or more completions to have a baseline; try 8"
         )
     if not 1 <= args.updates_per_batch <= args.prompts_per_step:
         raise UserError(
-            f"--updates-per-batch {args.updates_per_batch}: needs 1 to --prompts-per-step ({args.prompts_per_step}); lower it"
+            f"--updates-per-batch {args.updates_per_batch}: must be 1 to {args.prompts_per_step} prompts; lower it"
         )
     if args.temperature <= 0:
         raise UserError(
@@ -144,8 +145,8 @@ def grpo_loss(
 ):
     """The clipped surrogate with the k3 penalty, summed over completion tokens with per-row weights c_i.
 
-    logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages and
-    weights: (B,), the weights from `loss_weights` over the whole update, so micro-batches simply add up.
+    logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages
+    and weights: (B,), the weights from `loss_weights` over the whole update, so micro-batches simply add up.
     Returns (loss, stats): sums over tokens of clipped, kl, and the extreme ratios.
     """
     mask = mask.float()
@@ -180,6 +181,7 @@ class Batch:
     rewards: torch.Tensor  # (N,) 0 or 1
     advantages: torch.Tensor  # (N,)
     texts: list[str]
+    gold: list[str]
     finished: torch.Tensor  # (N,) bool: ended by end-of-text
 
     def rows(self, part: list[int]):
@@ -199,7 +201,7 @@ def rollout(model, enc, questions, prompts, indices, step, args, device) -> Batc
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
         [prompts[i] for i in indices for _ in range(args.group_size)], completions, out.lengths, rewards,
-        group_advantages(rewards, args.group_size, args.adv_norm), texts, out.finished,
+        group_advantages(rewards, args.group_size, args.adv_norm), texts, gold, out.finished,
     )  # fmt: skip
 
 
@@ -210,8 +212,8 @@ def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
 
 
 def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
-    """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch, or
-    None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
+    """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch,
+    or None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
     weights = dict(
         zip(rows, loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens).tolist(), strict=True)
     )
@@ -298,9 +300,8 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    model, enc, start = load_start(args, ckpt, device)
+    model, enc, questions, start = load_start(args, ckpt, device)
     template = template_for(args.task)
-    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     check_context(prompts, args.max_new_tokens, model.config.block_size)
     optimizer = make_optimizer(model, args)
@@ -338,18 +339,15 @@ def main():
             "perf/sample_ms": 1e3 * (sampled - began),
             "perf/tok_per_sec": metrics["completion/tokens"] / seconds,
         }
-        fields = {
-            "reward": f"{metrics['reward/mean']:.4f}", "hits": metrics["reward/hits"], "no signal": f"{metrics['reward/frac_zero_std_groups']:.0%}",
-            "loss": f"{metrics['train/loss']:+.4f}", "len": f"{metrics['completion/len_mean']:.0f}", "kl": f"{metrics['policy/kl']:.4f}",
-            "gnorm": f"{metrics['train/grad_norm']:.2f}", "lr": f"{lr:.1e}", "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
-        }  # fmt: skip
-        out.log(done, fields, metrics)
+        shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
+        shown |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
+        shown |= {"gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}
+        out.log(done, shown, metrics)
         if out.due(done) or done == 1:
-            best = int(batch.rewards.argmax())
-            out.samples(done, [
-                {"prompt": enc.decode(batch.prompts[i][1:]), "completion": batch.texts[i], "extracted": extract_answer(batch.texts[i]), "reward": batch.rewards[i].item()}
-                for i in dict.fromkeys([0, args.group_size, best])
-            ])  # fmt: skip
+            for i in dict.fromkeys([0, args.group_size, int(batch.rewards.argmax())]):
+                text, prompt = batch.texts[i], decode(enc, batch.prompts[i][1:])
+                row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
+                out.sample(done, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})
         if out.due(done):
             out.save(done, model, optimizer.state_dict(), start, metrics)
 

@@ -1,15 +1,17 @@
-"""Supervised fine-tuning from a checkpoint: next-token loss on the solution alone (paper sections "SFT" and "SFT-Gold").
+"""Supervised fine-tuning from a checkpoint: next-token loss on the solution alone (paper sections "SFT" and
+"SFT-Gold").
 
     loss = - sum over target tokens of log p(token | prompt, tokens before) / n
-with n the target tokens of the whole step (`--sft-loss-norm token`), or 1 (`--sft-loss-norm sum`: the paper's, where the
-gradient clip then sets the length of every step). The target is the solution, a newline and end-of-text.
+with n the target tokens of the whole step (`--sft-loss-norm token`), or 1 (`--sft-loss-norm sum`: the paper's, where
+the gradient clip then sets the length of every step). The target is the solution, a newline and end-of-text.
 `--gold` trains on every solution of a question, otherwise on its first one.
 
 Departures from the paper: laptop defaults; `--preset paper` holds the final recipe (lr 4e-5, batch 512, 9500 steps).
 
     python train_sft.py --init runs/base/ckpt_000800.pt --out runs/sft            # laptop, under a minute
     python train_sft.py --init runs/base/ckpt_000800.pt --gold --out runs/sft_gold
-    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_sft
+    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out
+    runs/1b_sft
 """
 
 import argparse
@@ -33,7 +35,7 @@ from common import (
     setup,
     step_with_clip,
 )  # fmt: skip
-from data.math_qa import format_prompt, format_target, load_questions, template_for
+from data.math_qa import format_prompt, format_target, template_for
 
 PRESETS = {
     "laptop": {},
@@ -79,12 +81,14 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
 
 
 def sft_loss(logprobs, mask, denom) -> torch.Tensor:
-    """logprobs, mask (B, T), mask 1 on target tokens; denom: target tokens of the WHOLE step, not of this micro-batch."""
+    """logprobs, mask (B, T), mask 1 on target tokens; denom: target tokens of the WHOLE step, not of this
+    micro-batch."""
     return -(logprobs * mask).sum() / denom
 
 
 def sft_gradient(model, examples, args, device) -> dict:
-    """Add the gradient of one step (all micro-batches of `examples`) to .grad; micro-batches hold rows of similar length."""
+    """Add the gradient of one step (all micro-batches of `examples`) to .grad; micro-batches hold rows of similar
+    length."""
     examples = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))
     tokens = sum(len(target) for _, target in examples)
     denom = tokens if args.sft_loss_norm == "token" else 1.0
@@ -102,13 +106,11 @@ def sft_gradient(model, examples, args, device) -> dict:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    model, enc, start = load_start(args, ckpt, device)
-    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    model, enc, questions, start = load_start(args, ckpt, device)
     examples = load_examples(enc, questions, template_for(args.task), args.gold)
     check_context([prompt + target for prompt, target in examples], 0, model.config.block_size)
     if args.epochs and not ckpt:
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
-        args.warmup_steps = min(50, args.steps // 10)
     optimizer = make_optimizer(model, args)
     if ckpt:
         optimizer.load_state_dict(start.optimizer)
@@ -128,13 +130,8 @@ def main():
         seconds, done = time.time() - began, step + 1
         metrics = {"train/loss": stats["loss"], "train/grad_norm": norm, "train/lr": lr, "train/updates": done}
         metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}
-        fields = {
-            "loss": f"{stats['loss']:.4f}",
-            "gnorm": f"{norm:.2f}",
-            "lr": f"{lr:.1e}",
-            "tok/s": f"{metrics['perf/tok_per_sec']:,.0f}",
-        }
-        out.log(done, fields, metrics)
+        shown = {"loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
+        out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
             out.save(done, model, optimizer.state_dict(), start, metrics)
 

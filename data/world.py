@@ -4,12 +4,12 @@ Everything is invented here and deterministic in `--seed`. Of the pre-training t
 people, stories, daily events, tools, materials: `data/world_general.py`) and 20 % are mathematics (worksheets of worked
 problems, and drills), the paper's proportion.
 
-A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice. Zoe buys 2.4. The rice doubles. How much
-now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction, and the
-answer is the pair written as one decimal, 37.4. So the sums stay small enough for a tiny model to learn within millions of
-tokens, yet answers spread evenly over 405 values and guessing gets nowhere (with one number up to 30, 32 blind guesses
-would pass 70 % of the questions). `gsm` chains are built backwards from a uniformly drawn answer; `hard` chains relate
-several people and use larger numbers.
+A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice. Zoe buys 2.4. The rice doubles. How
+much now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction,
+and the answer is the pair written as one decimal, 37.4. So the sums stay small enough for a tiny model to learn
+within millions of tokens, yet answers spread evenly over 405 values and guessing gets nowhere (with one number up to
+30, 32 blind guesses would pass 70 % of the questions). `gsm` chains are built backwards from a uniformly drawn
+answer; `hard` chains relate several people and use larger numbers.
 
 Ambiguity is wanted: four document formats, four styles of solution, a tenth of the pre-training solutions with a wrong
 number and a tenth with no work. A base model then knows far more than its single tries show, as the paper's base models
@@ -103,7 +103,8 @@ def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS) -> Chain:
 
 
 def draw_hard(rng: random.Random) -> Chain:
-    """Two or three people, each related to the one before, perhaps their sum, then one or two events; drawn forwards."""
+    """Two or three people, each related to the one before, perhaps their sum, then one or two events; drawn
+    forwards."""
     while True:
         start = rng.randint(MIN[0], 40), rng.randint(MIN[1], 9)
         ops = ["r" + op for op in rng.choices("+-*/", [0.3, 0.3, 0.25, 0.15], k=rng.choice([1, 2, 2]))]
@@ -125,7 +126,8 @@ DRAW = {"gsm": draw_gsm, "hard": draw_hard}
 
 @dataclass
 class Work:
-    """The sums a chain needs, each (operation, x, y, result), and the whole as one expression for dollars, one for cents."""
+    """The sums a chain needs, each (operation, x, y, result), and the whole as one expression for dollars, one for
+    cents."""
 
     sums: list[tuple[str, Pair, Pair, Pair]]
     expressions: tuple[str, str]

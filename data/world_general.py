@@ -1,7 +1,7 @@
 """The general text of the world and its six benchmarks: invented people, cities, tools, daily events, materials.
 
-Imported by `data/world.py`, which writes the files. Each benchmark stands for one of the paper's and asks, by likelihood,
-for something the text states; four choices, so chance is 25 % (lastword: no choices, chance about 0).
+Imported by `data/world.py`, which writes the files. Each benchmark stands for one of the paper's and asks, by
+likelihood, for something the text states; four choices, so chance is 25 % (lastword: no choices, chance about 0).
 
 | benchmark | paper's       | asks                                                                                 |
 |-----------|---------------|--------------------------------------------------------------------------------------|
@@ -230,8 +230,8 @@ def document(rng: random.Random, facts: Facts) -> str:
 
 
 def ledger(rng: random.Random) -> str:
-    """Amounts named once and read back: who has how much. Reading a number back is a skill of its own, and later than any
-    sum: without such text a small model does arithmetic long before it looks at the question."""
+    """Amounts named once and read back: who has how much. Reading a number back is a skill of its own, and later than
+    any sum: without such text a small model does arithmetic long before it looks at the question."""
     people = rng.sample(PEOPLE, rng.randint(1, 3))
     amounts = [f"{rng.randint(1, 45)}.{rng.randint(1, 9)} {rng.choice(UNITS)}" for _ in people]
     pairs = [(f"{n} has {a}.", f"{n} shows {a.split()[0]}.") for n, a in zip(people, amounts, strict=True)]

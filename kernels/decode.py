@@ -105,7 +105,7 @@ def prefix_tail_attention_torch(
     tail_k, tail_v = (x.to(compute).reshape(B * H_kv, Tt, D) for x in (tail_k, tail_v))
     with torch.autocast(q.device.type, enabled=False):
         # The G samples and the R heads that read one key head are rows of one product with that head's prefix.
-        rows = q.view(P, G, H_kv, R * Tq, D).transpose(1, 2).reshape(P * H_kv, G * R * Tq, D)
+        rows = q.reshape(P, G, H_kv, R * Tq, D).transpose(1, 2).reshape(P * H_kv, G * R * Tq, D)
         mask = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
         shared = _partial(
             rows, prefix_k, prefix_v, None if mask is None else mask[:, None, None], (P, H_kv, G * R * Tq)
