@@ -26,7 +26,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels.dispatch import autocast_dtype, choose_impl, target_of
+from kernels.dispatch import choose_impl, target_of, to_autocast
 
 try:
     import triton
@@ -277,10 +277,12 @@ if triton is not None:
             h = h_kv * (H // H_kv) + r
             row = (b * H + h) * T
             q_head, g_head = q_ptr + b * stride_qb + h * stride_qh, g_ptr + b * stride_gb + h * stride_gh
-            for phase in tl.static_range(2):
+            for phase in tl.static_range(2):  # the diagonal, the rest
+                start = lo if phase == 0 else diagonal
+                stop = tl.minimum(diagonal, hi) if phase == 0 else hi
                 dk, dv = _dkdv_queries(
                     dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
-                    stride_qt, stride_gt, offs_n, lo if phase == 0 else diagonal, tl.minimum(diagonal, hi) if phase == 0 else hi, T, scale2,
+                    stride_qt, stride_gt, offs_n, start, stop, T, scale2,
                     BLOCK_M, HEAD_DIM, HAS_FIRST, phase == 0 or HAS_FIRST, PRECISION,
                 )  # fmt: skip
         out = bh.to(tl.int64) * T * HEAD_DIM
@@ -426,8 +428,7 @@ def attention(q, k, v, *, first=None, impl: str = "auto"):
     impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes and (on CPU, where
     looking is free) a decreasing `first`; on a GPU a decreasing `first` is still computed as the definition says.
     """
-    dtype = autocast_dtype(q)
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = to_autocast(q, k, v)
     check_attention(q, k, v, first)
     D = q.shape[3]
     unsupported = None if D in HEAD_SIZES else f"got head size {D}, the attention kernel takes 32, 64 and 128"

@@ -60,11 +60,13 @@ def describe(impl: str, device: torch.device | str) -> str:
     return f"{chosen} ({reason})"
 
 
-def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype of matrix products on `tensor`: autocast's when it is on (float64 is left alone), else its own."""
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(tensor.device.type):
-        return torch.get_autocast_dtype(tensor.device.type)
-    return tensor.dtype
+def to_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What autocast does to the inputs of a matrix product: its dtype when it is on (float64 is left alone)."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
 
 
 @cache

@@ -25,7 +25,7 @@ import math
 
 import torch
 
-from kernels.dispatch import autocast_dtype, choose_impl, matmul_dtype, target_of
+from kernels.dispatch import choose_impl, matmul_dtype, target_of, to_autocast
 
 try:
     import triton
@@ -379,8 +379,7 @@ def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, impl: s
     temperature <= 0 and, on CPU, targets outside the vocabulary; on a GPU such a row's log-prob and gradients are NaN,
     without a host sync.
     """
-    dtype = autocast_dtype(hidden)
-    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    hidden, weight = to_autocast(hidden, weight)
     check_logprob(hidden, weight, targets, temperature)
     function = _TritonLogprob if choose_impl(impl, hidden) == "triton" else _TorchLogprob
     return function.apply(hidden, weight, targets.long(), temperature)

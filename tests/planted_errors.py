@@ -1,0 +1,84 @@
+"""Does the suite notice a broken kernel? Plants five errors, one at a time, in a copy, and reports which test caught each.
+
+    python -m tests.planted_errors
+
+Exit 0 when every planted error was caught, 1 when one survived. The kernels run interpreted, on the CPU.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# (what, file, the right code, the wrong code); each right line occurs exactly once.
+ERRORS = [
+    (
+        "attention: the left edge of the mask is dropped",
+        "attention.py",
+        "visible = (offs_n[None, :] <= offs_m[:, None]) & (offs_n[None, :] >= first[:, None])",
+        "visible = offs_n[None, :] <= offs_m[:, None]",
+    ),
+    (
+        "attention: dk without its scale",
+        "attention.py",
+        "_store_rows(dk_ptr + out, dk * scale,",
+        "_store_rows(dk_ptr + out, dk,",
+    ),
+    (
+        "attention: dq without the delta term",
+        "attention.py",
+        "ds = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])",
+        "ds = p * tl.dot(g, tl.trans(v), input_precision=PRECISION)",
+    ),
+    (
+        "log-prob: the sum is not rescaled when the maximum grows",
+        "logprob.py",
+        "l_i = scale * l_i + tl.sum(e, 1)",
+        "l_i = l_i + tl.sum(e, 1)",
+    ),
+    (
+        "decoding: slots past the end of a tail are read",
+        "decode.py",
+        'tl.where(valid, tl.sum(k * q[None, :], 1), float("-inf"))',
+        "tl.sum(k * q[None, :], 1)",
+    ),
+]
+
+
+def caught_by(path: Path, right: str, wrong: str) -> str | None:
+    """The first test that fails with `wrong` in place of `right`, or None."""
+    source = path.read_text()
+    if source.count(right) != 1:
+        raise SystemExit(
+            f"{path.name}: `{right}` occurs {source.count(right)} times, needs 1; mend tests/planted_errors.py"
+        )
+    path.write_text(source.replace(right, wrong))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "KERNELS_IMPL": "triton", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "tests/test_kernels.py"]
+    done = subprocess.run(command, cwd=path.parent.parent, env=environment, capture_output=True, text=True)
+    path.write_text(source)
+    failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+    return failed.group(1) if failed else None
+
+
+def main() -> None:
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("kernels", "tests"):
+            shutil.copytree(
+                ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "conftest.py")
+            )
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for what, file, right, wrong in ERRORS:
+            test = caught_by(Path(folder) / "kernels" / file, right, wrong)
+            survived += test is None
+            print(f"{what}: " + (f"caught by {test}" if test else "NOT CAUGHT"), flush=True)
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
