@@ -159,32 +159,23 @@ def violations(build: Build, row: dict) -> list[str]:
     return found
 
 
-def report(builds: list[Build], rows: list[dict]) -> str:
-    """The table, in Markdown, and the verdict."""
-    columns = (
-        "target, kernel, dtype, D, tile, warps, stages, registers, spill B, shared B, matrix instr., occupancy bound"
-    )
-    lines = ["| " + " | ".join(columns.split(", ")) + " |", "|" + "---|" * 12]
+COLUMNS = "target, kernel, dtype, D, tile, warps, stages, registers, spill B, shared B, matrix instr., occupancy bound"
+
+
+def report(builds: list[Build], rows):
+    """The table's lines in Markdown, one at a time as `rows` come in, then the verdict."""
+    yield "| " + COLUMNS.replace(", ", " | ") + " |"
+    yield "|" + "---|" * 12
     bad = []
     for b, row in zip(builds, rows, strict=True):
         tile = "x".join(str(v) for k, v in b.constexprs.items() if k.startswith("BLOCK"))
         kernel = b.kernel + (" +first" if b.constexprs.get("HAS_FIRST") else "")
-        cells = (
-            b.target,
-            kernel,
-            b.dtype,
-            b.head_size or "any",
-            tile,
-            b.warps,
-            b.stages,
-            row["registers"],
-            row["spill"],
-        )
-        cells += (f"{row['shared']:,}", row["matrix"], f"{row['occupancy']} %")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        cells = [b.target, kernel, b.dtype, b.head_size or "any", tile, b.warps, b.stages, row["registers"]]
+        cells += [row["spill"], f"{row['shared']:,}", row["matrix"], f"{row['occupancy']} %"]
+        yield "| " + " | ".join(map(str, cells)) + " |"
         bad += [f"{b.name}: {problem}" for problem in violations(b, row)]
-    verdict = [f"VIOLATION {line}" for line in bad] or [f"{len(builds)} builds, no violation."]
-    return "\n".join([*lines, "", *verdict]) + "\n"
+    yield ""
+    yield from [f"VIOLATION {line}" for line in bad] or [f"{len(builds)} builds, no violation."]
 
 
 HEADER = """# What the kernels compile to
@@ -218,13 +209,14 @@ def main() -> None:
     builds = [b for b in all_builds() if re.search(args.only, b.name)]
     if args.quick:
         builds = [b for b in builds if b.head_size != 32 and b.constexprs.get("HAS_FIRST", True)]
+    lines = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        rows = list(pool.map(compile_one, builds))
-    text = report(builds, rows)
-    print(text, end="")
+        for line in report(builds, pool.map(compile_one, builds)):
+            print(line, flush=True)
+            lines.append(line)
     if args.out:
-        args.out.write_text(HEADER.format(version=attention.triton.__version__) + text)
-    sys.exit(1 if "VIOLATION" in text else 0)
+        args.out.write_text(HEADER.format(version=attention.triton.__version__) + "\n".join(lines) + "\n")
+    sys.exit(1 if "VIOLATION" in lines[-1] else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does the suite notice a broken kernel? Plants five errors, one at a time, in a copy, and reports which test caught each.
+"""Plant five errors in a copy of the kernels, one at a time, and report which test of the suite caught each.
 
     python -m tests.planted_errors
 
