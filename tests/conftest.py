@@ -39,7 +39,9 @@ def base(tmp_path_factory):
 @pytest.fixture
 def stage(monkeypatch, capsys):
     """stage("train_sft", "--init", ...) runs a script's main() as the command line does, and says how it ended."""
-    monkeypatch.setitem(model.PRESETS, "tiny", model.GPTConfig(n_layer=2, n_head=2, n_embd=32, n_hidden=48))
+    monkeypatch.setitem(
+        model.PRESETS, "tiny", model.GPTConfig(n_layer=2, n_head=2, n_embd=32, n_hidden=48, init_std=0.02)
+    )
     threads = torch.get_num_threads()
 
     def run_stage(name: str, *flags) -> Ended:

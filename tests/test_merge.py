@@ -93,14 +93,12 @@ def test_average_refuses(refused, family, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="weights that do not sum to 1 scale the model; all zero is a traceback")
 @pytest.mark.parametrize("weights", [("1", "1"), ("0", "0"), ("nan", "1")])
 def test_average_weights_must_sum_to_one(refused, family, tmp_path, weights):
     paths = family[0][:2]
     refused("merge", "--average", *paths, "--weights", *weights, "--out", tmp_path / "out.pt", words=("--weights",))
 
 
-@pytest.mark.xfail(strict=True, reason="an averaged file has no run to go on with, but --resume does not say so")
 def test_averaged_checkpoint_cannot_be_resumed(refused, ok, family, tmp_path):
     ok("merge", "--average", *family[0][:2], "--out", tmp_path / "a.pt")
     refused("merge", "--resume", tmp_path / "a.pt", "--out", tmp_path / "run", words=("a.pt",))

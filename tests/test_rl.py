@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt, write_jsonl, write_world
 
-import train_rl
 from common import Device, make_optimizer
+from data.math_qa import load_questions
 from train_rl import Batch, group_advantages, grpo_gradient, grpo_loss, grpo_step, loss_weights, rollout
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -32,10 +32,10 @@ def hand_batch(rewards=(1, 0, 0, 0, 1, 1), group_size=3, seed=0):
     completions = [[*torch.randint(0, 256, (n - 1,), generator=gen).tolist(), EOT] for n in lengths]
     completions[2][1] = completions[5][0] = 0
     rewards = torch.tensor([float(r) for r in rewards])
-    texts = [""] * 6
-    finished = torch.ones(6, dtype=torch.bool)
-    advantages = group_advantages(rewards, group_size)
-    return Batch(prompts, completions, torch.tensor(lengths), rewards, advantages, texts, finished)
+    return Batch(
+        prompts=prompts, completions=completions, lengths=torch.tensor(lengths), rewards=rewards, texts=[""] * 6,
+        advantages=group_advantages(rewards, group_size), gold=[""] * 6, finished=torch.ones(6, dtype=torch.bool),
+    )  # fmt: skip
 
 
 def gradient(model):
@@ -266,7 +266,7 @@ def test_a_batch_without_signal_leaves_the_weights():
 # ------------------------------------------------------------------------------------------------------- rollouts
 def test_rollout_scores_and_centres(world):
     """A chain that answers 13 to everything: questions with that answer are right, end-of-text is in the completion."""
-    questions = train_rl.load_questions(world, "gsm", "train")
+    questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
     model = bigram_model(chain_table("\\boxed{13}", ":"))
     at = [i for i, q in enumerate(questions) if q.answer == "13"] + [0, 1]
@@ -280,7 +280,7 @@ def test_rollout_scores_and_centres(world):
 
 
 def test_rollouts_of_two_steps_differ(world):
-    questions = train_rl.load_questions(world, "gsm", "train")
+    questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, 1, 2]] * len(questions)
     model, args = tiny_model(8, scale=1.0), settings()
     draws = [rollout(model, BYTES, questions, prompts, [0, 1], step, args, CPU).completions for step in (0, 0, 1)]

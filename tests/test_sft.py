@@ -85,7 +85,6 @@ def test_epochs_set_the_steps(ok, world, base, tmp_path):
     assert len(read_jsonl(tmp_path / "run/metrics.jsonl")) == 7
 
 
-@pytest.mark.xfail(strict=True, reason="--epochs sets its own warm-up over the user's, and over the paper preset's 0")
 @pytest.mark.parametrize("flags", [["--warmup-steps", "1"], ["--warmup-steps", "0"]])
 def test_epochs_keep_the_given_warmup(ok, world, base, tmp_path, flags):
     given = ("--epochs", "10", "--batch-size", "5", "--n-questions", "10")

@@ -16,7 +16,7 @@ BYTES = make_encoding(
     "bytes", {bytes([b]): b for b in range(256)}
 )  # 257 ids, 256 = end-of-text; 0, the pad, is a real id
 EOT = BYTES.eot_token
-SHAPE = dict(vocab_size=257, block_size=96, n_layer=2, n_head=2, n_embd=32, n_hidden=48)
+SHAPE = dict(vocab_size=257, block_size=96, n_layer=2, n_head=2, n_embd=32, n_hidden=48, init_std=0.02)
 
 
 def tiny_model(seed: int = 0, scale: float = 6.0, **changes) -> GPT:
