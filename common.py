@@ -263,7 +263,8 @@ class Run:
             "format": FORMAT, "stage": self.stage, "step": step, "tokens": start.tokens, "model": weights,
             "model_config": dict(vars(model.config)), "tokenizer": start.tokenizer, "optimizer": optimizer,
             "rng": {"torch": torch.get_rng_state()}, "data": {"position": step, "identity": start.identity},
-            "config": {**vars(self.args), "threads": torch.get_num_threads()}, "parent": start.parent, "metrics": metrics,
+            "config": {**vars(self.args), "threads": torch.get_num_threads()}, "parent": start.parent,
+            "metrics": metrics,
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         })  # fmt: skip
         print(f"saved {path}", flush=True)

@@ -141,15 +141,12 @@ def sample_task(model, enc, task: str, args, device) -> tuple[dict, list[dict]]:
                 "gold": question.answer,
             })  # fmt: skip
             if len(rows) <= 3:
-                samples += [
-                    {"task": task, "prompt": question.problem, "completion": t, "extracted": extract_answer(t, flexible=True), "gold": question.answer}
-                    for t in texts[mine][:4]
-                ]  # fmt: skip
-        done = len(rows)
-        print(
-            f"{task} {done}/{len(questions)} questions | {(time.time() - began) / done * (len(questions) - done):.0f} s left",
-            flush=True,
-        )
+                shown = {"task": task, "prompt": question.problem, "gold": question.answer}
+                for t in texts[mine][:4]:
+                    samples.append(shown | {"completion": t, "extracted": extract_answer(t, flexible=True)})
+        done, total = len(rows), len(questions)
+        left = (time.time() - began) / done * (total - done)
+        print(f"{task} {done}/{total} questions | {left:.0f} s left", flush=True)
     floor = guess_floor([q.answer for q in train], [q.answer for q in questions], args.k) if train else {}
     total = len(rows) * args.n_samples
     result = {
@@ -220,9 +217,8 @@ def main():
     unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
     if unknown:
         raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join((*TASKS, *WORLD_TASKS, *REAL_TASKS))}")
-    print(
-        f"{args.ckpt} | {ckpt['stage']} step {ckpt['step']} | {ckpt['tokens'] / 1e6:.2f}M pre-training tokens | tasks {' '.join(tasks)}"
-    )
+    origin = f"{ckpt['stage']} step {ckpt['step']}, {ckpt['tokens'] / 1e6:.2f}M pre-training tokens"
+    print(f"{args.ckpt} | {origin} | tasks {' '.join(tasks)}")
 
     began = time.time()
     results: dict = {"questions": {}, "benchmarks": {}}

@@ -54,8 +54,8 @@ from train_sft import add_sft_args, load_examples, sft_gradient
 PRESETS = {
     "laptop": {},
     "paper": dict(
-        lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512, max_new_tokens=512,
-        sft_loss_norm="sum", weight_decay=0.01,
+        lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512,
+        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01,
     ),
 }  # fmt: skip
 
@@ -97,7 +97,7 @@ def parse_args():
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
     if args.sync_every < 1 or any(n % args.sync_every for n in [args.steps, *saves]):
         raise UserError(
-            f"--sync-every {args.sync_every} must divide --steps and every saving step ({[args.steps, *saves]}); change one"
+            f"--sync-every {args.sync_every} must divide --steps and all saving steps {[args.steps, *saves]}"
         )
     return args, ckpt
 
@@ -142,8 +142,8 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
     return dict(
         format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
         model_config=first["model_config"], tokenizer=first["tokenizer"], optimizer=None, rng={}, data={},
-        config={"average": list(paths), "weights": list(weights)}, parent={**first["parent"], "merged": parents}, metrics={},
-        versions=first["versions"],
+        config={"average": list(paths), "weights": list(weights)}, parent={**first["parent"], "merged": parents},
+        metrics={}, versions=first["versions"],
     )  # fmt: skip
 
 
@@ -175,8 +175,8 @@ def main():
             ref.load_state_dict(reference_weights(args, start))
     out = Run(args, "merge", start.step)
     print(
-        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size}, SFT {args.batch_size} of "
-        f"{len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
+        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size}, SFT {args.batch_size} "
+        f"of {len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
     )
 
     for step in range(start.step, args.steps):

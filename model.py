@@ -42,7 +42,7 @@ class GPTConfig:
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
             raise UserError(
-                f"model shape: width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads do not divide "
+                f"model shape: width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads do not fit "
                 "evenly (head size must be even); change one of them"
             )
 
@@ -320,7 +320,7 @@ class GPT(nn.Module):
         cache = []
 
         def attend(layer, q, k, v):
-            cache.append((k, v))
+            cache.append((k.contiguous(), v.contiguous()))  # read at every step of decoding
             return attention(q, k, v, first=first[:, None].expand(-1, width), impl=self.impl)
 
         return self.hidden(idx, positions=positions, attend=attend)[:, -1], cache, first
@@ -383,27 +383,24 @@ class GPT(nn.Module):
             )
         was_training, device = self.training, self.device
         self.eval()
-        V, P, G = self.config.vocab_size, len(prompts), n_samples
+        P, G = len(prompts), n_samples
         eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id, device=device)
         width = round_up(max(map(len, prompts)) + len(prefix), 16)
         h, cache, first = self.read_after(prefix, prompts, width) if prefix else self.read(prompts, width)
         question = torch.tensor(question_ids if question_ids is not None else range(P), device=device)
 
-        # Slots: prompt p's samples sit in slots p * group .. p * group + G - 1 of the tail cache.
-        group = round_up(G, 16)
-        heads, D = self.config.n_kv_head, self.config.head_dim
-        capacity = round_up(max_new_tokens, 16)
-        tails = [tuple(k.new_empty(P * group, heads, capacity, D) for _ in "kv") for k, _ in cache]
-        for tail in tails:
-            for t in tail:
-                t.zero_()  # slots that no row uses yet are read by padded groups: zeros, not garbage
+        # Row i of the tail caches is the i-th unfinished completion, in any order; its seat says whose prompt it reads:
+        # seats p * group .. (p + 1) * group - 1 belong to prompt p.
+        group, capacity = round_up(G, 16), round_up(max_new_tokens, 16)
+        tail_rows = max(16, round_up(P * G, 8))
+        tails = [tuple(t.new_zeros(tail_rows, t.shape[1], capacity, t.shape[3]) for t in kv) for kv in cache]
         tokens = torch.zeros(P * G, max_new_tokens, dtype=torch.long)
         logprobs = torch.zeros(P * G, max_new_tokens) if return_logprobs else None
         lengths = torch.full((P * G,), max_new_tokens)
         finished = torch.zeros(P * G, dtype=torch.bool)
 
-        row = torch.arange(P * G, device=device)  # the active completions ...
-        slot = row // G * group + row % G  # ... and where their tails are
+        row = torch.arange(P * G, device=device)
+        seat = row // G * group + row % G
         h = h.repeat_interleave(G, dim=0)
         h = torch.cat((h, h[-1:].expand(max(16, round_up(len(h), 8)) - len(h), -1)))
         for step in range(max_new_tokens):
@@ -420,52 +417,47 @@ class GPT(nn.Module):
                     done[i] |= stop(tokens[row[i], : step + 1].tolist())
             lengths[row[done].cpu()] = step + 1
             finished[row[done].cpu()] = True
-            row, slot, new = row[~done], slot[~done], new[~done]
-            if len(row) == 0 or step + 1 == max_new_tokens:
+            if len(row) == int(done.sum()) or step + 1 == max_new_tokens:
                 break
 
-            # Drop prompts whose samples have all ended, and halve the groups when every prompt has few left.
-            prompt = slot // group
-            alive, counts = prompt.unique_consecutive(return_counts=True)
+            # The last unfinished rows move into the places of finished ones: few tails are copied, and no holes are left.
+            used, left = round_up(step + 1, 16), len(row) - int(done.sum())
+            holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
+            for t in (t for tail in tails for t in tail):
+                t[holes, :, :used] = t[movers, :, :used]
+            for t in (row, seat, new):
+                t[holes] = t[movers]
+            row, seat, new = row[:left], seat[:left], new[:left]
+
+            # Drop prompts whose samples have all ended, and shrink the groups when every prompt has few left.
+            alive, place, counts = (seat // group).unique(return_inverse=True, return_counts=True)
             smaller = min(group, round_up(int(counts.max()), 16))
             if len(alive) <= 0.75 * len(first) or smaller < group:
-                place = torch.repeat_interleave(torch.arange(len(alive), device=device), counts)
-                within = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[place]
-                target = place * smaller + within
-                used = round_up(step + 1, 16)
-                for layer, tail in enumerate(tails):
-                    fresh = [t.new_zeros(len(alive) * smaller, heads, capacity, D) for t in tail]
-                    for new_tail, t in zip(fresh, tail, strict=True):
-                        new_tail[target, :, :used] = t[slot, :, :used]
-                    tails[layer] = tuple(fresh)
-                    cache[layer] = tuple(t[alive] for t in cache[layer])
-                slot, group, first = target, smaller, first[alive]
-                prompt = slot // group
+                by_prompt = place.argsort(stable=True)
+                starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+                seat[by_prompt] = place[by_prompt] * smaller + torch.arange(left, device=device) - starts
+                cache = [tuple(t[alive] for t in kv) for kv in cache]
+                group, first = smaller, first[alive]
+            row_of = torch.zeros(len(first) * group, dtype=torch.long, device=device)  # empty seats: any row
+            row_of[seat] = torch.arange(left, device=device)
 
-            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last
-            # one.
-            filler = max(16, round_up(len(row), 8)) - len(row)
-            at = torch.cat((slot, slot[-1:].expand(filler)))
-            position = (width - first.long())[at // group] + step  # real prompt length + step
-            used = round_up(step + 1, 16)
+            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last one.
+            padded = max(16, round_up(left, 8))
+            seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
+            position = (width - first.long())[seat_of // group] + step  # real prompt length + step
 
-            def attend(layer, q, k, v, at=at, group=group, used=used, step=step, first=first):
+            def attend(
+                layer, q, k, v, seats=(seat_of, row_of), group=group, used=used, step=step, first=first, cache=cache
+            ):
                 for tail, fresh in zip(tails[layer], (k, v), strict=True):
-                    tail[at, :, step] = fresh[:, :, 0].to(tail.dtype)
-                grouped = q.new_zeros(len(first) * group, q.shape[1], q.shape[3])
-                grouped[at] = q[:, :, 0]
-                out = decode_attention(
-                    grouped,
-                    *cache[layer],
-                    first,
-                    *(t[:, :, :used] for t in tails[layer]),
-                    group_size=group,
-                    tail_lengths=step + 1,
-                    impl=self.impl,
-                )
-                return out[at].unsqueeze(2)
+                    tail[: len(q), :, step] = fresh[:, :, 0]
+                k, v = (t[: len(q), :, :used] for t in tails[layer])
+                return decode_attention(
+                    q[:, :, 0], *cache[layer], first, k, v,
+                    group_size=group, seats=seats, tail_lengths=step + 1, impl=self.impl,
+                ).unsqueeze(2)  # fmt: skip
 
-            new = torch.cat((new, new[-1:].expand(filler)))
+            new = torch.cat((new, new[-1:].expand(padded - left)))
             h = self.hidden(new[:, None], positions=position[:, None], attend=attend)[:, 0]
         self.train(was_training)
         L = int(lengths.max())

@@ -31,18 +31,22 @@ HERE = Path(__file__).parent
 # fixed.
 PRESETS = {
     "smoke": dict(
-        world=["--tokens", "600000"], pretrain=dict(steps=60, batch_tokens=5120, eval_every=20), save_at=[20, 60], post=[60], dynamics=60,
-        rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8, save_every=2), sft=dict(steps=6, lr=3e-4, batch_size=16),
+        world=["--tokens", "600000"],
+        pretrain=dict(steps=60, batch_tokens=2560, micro_batch_size=4, eval_every=20), save_at=[20, 60],
+        post=[60], dynamics=60, shots=4,
+        rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8, save_every=2),
+        sft=dict(steps=6, lr=3e-4, batch_size=16),
         sft_rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8, save_every=2),
         parallel=dict(steps=4, lr=2e-4, sft_lr=2e-4, prompts_per_step=8, group_size=8, batch_size=16),
-        test=dict(limit=16, n_samples=8, k=[1, 4, 8]), val=dict(limit=8, n_samples=8, k=[1, 8]), shots=4,
+        test=dict(limit=16, n_samples=8, k=[1, 4, 8]), val=dict(limit=8, n_samples=8, k=[1, 8]),
     ),
     "laptop": dict(
-        world=[], pretrain=dict(steps=3200, batch_tokens=2560, micro_batch_size=4, eval_every=100),
-        save_at=[200, 400, 800, 1600, 3200], post=[800, 1600, 3200], dynamics=1600,
-        rl=dict(steps=30, lr=1e-4, save_every=5), sft=dict(steps=200, lr=2e-4), sft_rl=dict(steps=30, lr=1e-4, save_every=5),
-        parallel=dict(steps=30, lr=2e-4, sft_lr=2e-4),
-        test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]), shots=8,
+        world=[],
+        pretrain=dict(steps=3200, batch_tokens=2560, micro_batch_size=4, eval_every=100),
+        save_at=[200, 400, 800, 1600, 3200], post=[800, 1600, 3200], dynamics=1600, shots=8,
+        rl=dict(steps=30, lr=1e-4, save_every=5), sft=dict(steps=200, lr=2e-4),
+        sft_rl=dict(steps=30, lr=1e-4, save_every=5), parallel=dict(steps=30, lr=2e-4, sft_lr=2e-4),
+        test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     ),
 }  # fmt: skip
 
@@ -83,14 +87,19 @@ class Study:
         self.data = self.dir / "world" if self.p["world"] else Path("data/world")
         self.data_hash = ""
         self.tasks: list[Task] = []
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # of each finished run, by its output
+        self.began, self.elapsed = time.time(), 0.0  # elapsed: wall time of earlier calls
+
+    def make_world(self) -> str:
+        return " ".join(["python -m data.world --out", str(self.data), *self.p["world"]])
 
     # ------------------------------------------------------------------------------------------------------- the plan
     def plan(self) -> list[Task]:
         p, seed = self.p, self.args.seed
         tokens_per_step = p["pretrain"]["batch_tokens"]
         base = Task(
-            "pretrain", "pretrain", "base", "train_pretrain.py", {**p["pretrain"], "save_at": p["save_at"], "seed": seed},
+            "pretrain", "pretrain", "base", "train_pretrain.py",
+            {**p["pretrain"], "save_at": p["save_at"], "seed": seed},
             f"ckpt_{p['pretrain']['steps']:06d}.pt", cost=p["pretrain"]["steps"] * tokens_per_step / 7000,
         )  # fmt: skip
         self.tasks = [base]
@@ -252,8 +261,9 @@ class Study:
             }
             rows.append(row)
         manifest = dict(
-            preset=self.args.preset, seed=self.args.seed, commit=git_commit(), machine=machine(), threads=1, jobs=self.args.jobs,
-            seconds=round(sum(self.seconds.values()) / self.args.jobs, 1), data=json.loads((self.data / "meta.json").read_text()), runs=rows,
+            preset=self.args.preset, seed=self.args.seed, commit=git_commit(), machine=machine(), threads=1,
+            jobs=self.args.jobs, seconds=round(self.elapsed + time.time() - self.began, 1), setup=[self.make_world()],
+            data=json.loads((self.data / "meta.json").read_text()), runs=rows,
         )  # fmt: skip
         temporary = self.dir / ".tmp_runs.json"
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -299,9 +309,8 @@ def main():
     if args.plan:
         for task in tasks:
             print(f"{task.cost:6.0f} s  {task.name:<32} {task.script} {' '.join(words(task.flags))}")
-        print(
-            f"{len(tasks)} runs, about {sum(t.cost for t in tasks) / args.jobs / 60:.0f} minutes with {args.jobs} side by side"
-        )
+        minutes = sum(t.cost for t in tasks) / args.jobs / 60
+        print(f"{len(tasks)} runs, about {minutes:.0f} minutes with {args.jobs} side by side")
         return
     writable_dir(study.dir)
     if args.report_only:
@@ -310,15 +319,15 @@ def main():
     (study.dir / "logs").mkdir(exist_ok=True)
     (study.dir / "evals").mkdir(exist_ok=True)
     if not (study.data / "meta.json").exists():
-        command = ["python", "-m", "data.world", "--out", str(study.data), *study.p["world"]]
-        print(f"$ {' '.join(command)}", flush=True)
-        if subprocess.run(
-            [sys.executable, *command[1:]], cwd=HERE, stdout=open(study.dir / "logs" / "world.log", "w")
-        ).returncode:
-            raise UserError(f"the world could not be made; see {study.dir / 'logs' / 'world.log'}")
+        print(f"$ {study.make_world()}", flush=True)
+        with open(study.dir / "logs" / "world.log", "w") as log:
+            command = [sys.executable, *study.make_world().split()[1:]]
+            if subprocess.run(command, cwd=HERE, stdout=log, stderr=subprocess.STDOUT).returncode:
+                raise UserError(f"the world could not be made; see {study.dir / 'logs' / 'world.log'}")
     study.data_hash = hashlib.sha256((study.data / "meta.json").read_bytes()).hexdigest()
     if (study.dir / "runs.json").exists():
         old = json.loads((study.dir / "runs.json").read_text())
+        study.elapsed = old["seconds"]
         study.seconds = {str(study.dir / r["out"]): r["seconds"] for r in old["runs"] if r["seconds"]}
     study.run_all()
     study.write_manifest()

@@ -115,10 +115,8 @@ def main():
     if ckpt:
         optimizer.load_state_dict(start.optimizer)
     out = Run(args, "train_sft", start.step)
-    epochs = args.steps * args.batch_size / len(examples)
-    print(
-        f"{len(examples)} examples of {len(questions)} {args.task} questions | {args.steps} steps of {args.batch_size}: {epochs:.1f} epochs"
-    )
+    epochs = f"{args.steps} steps of {args.batch_size}: {args.steps * args.batch_size / len(examples):.1f} epochs"
+    print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {epochs}")
 
     for step in range(start.step, args.steps):
         began = time.time()

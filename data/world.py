@@ -68,11 +68,9 @@ Chain = tuple[str, Pair, tuple[Event, ...]]  # (task, start, events)
 
 
 def apply_event(op: str, x: Pair, y: Pair) -> Pair:
-    """x op y, component by component; a 0 in y leaves its component alone."""
-    return tuple(
-        a if not b else a + b if op == "+" else a - b if op == "-" else a * b if op == "*" else a // b
-        for a, b in zip(x, y, strict=True)
-    )
+    """x op y, component by component."""
+    apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[op]
+    return apply(x[0], y[0]), apply(x[1], y[1])
 
 
 def fits(pair: Pair, largest: Pair) -> bool:
@@ -80,7 +78,7 @@ def fits(pair: Pair, largest: Pair) -> bool:
 
 
 def draw_amount(rng: random.Random, largest: int) -> Pair:
-    """Operand of a gain or loss: units, tenths, or both."""
+    """Units and tenths of a gain or loss."""
     return rng.randint(1, largest), rng.randint(1, 6)
 
 
@@ -126,11 +124,10 @@ DRAW = {"gsm": draw_gsm, "hard": draw_hard}
 
 @dataclass
 class Work:
-    """The sums a chain needs, each (operation, x, y, result), and the whole as one expression for dollars, one for
-    cents."""
+    """The sums a chain needs, each (operation, x, y, result), and the whole as one expression."""
 
     sums: list[tuple[str, Pair, Pair, Pair]]
-    expressions: tuple[str, str]
+    expression: str
 
 
 def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
@@ -138,14 +135,14 @@ def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
     _, start, events = chain
     sums = []
 
-    def add(op: str, x: tuple[Pair, tuple[str, str]], y: tuple[Pair, tuple[str, str]]) -> tuple[Pair, tuple[str, str]]:
+    def add(op: str, x: tuple[Pair, str], y: tuple[Pair, str]) -> tuple[Pair, str]:
         result = apply_event(op, x[0], y[0])
         if wrong and wrong[0] == len(sums):
             result = result[0] + wrong[1][0], result[1] + wrong[1][1]
         sums.append((op, x[0], y[0], result))
-        return result, (f"({x[1][0]}{op}{y[1][0]})", "")
+        return result, f"({x[1]}{op}{y[1]})"
 
-    people = [(start, (decimal(start), ""))]  # per person: the amount, and the expressions that lead to it
+    people = [(start, decimal(start))]  # per person: the amount, and the expression that leads to it
     for op, d, c in events:
         if op == "sum":
             now = people[0]
@@ -153,9 +150,14 @@ def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
                 now = add("+", now, other)
             people = [now]
         else:
-            now = add(op[-1], people[-1], ((d, c), (str(d) if op[-1] in "*/" else decimal((d, c)), "")))
+            now = add(op[-1], people[-1], ((d, c), operand(op, (d, c))))
             people = [*people, now] if op[0] == "r" else [*people[:-1], now]
     return Work(sums, people[-1][1])
+
+
+def operand(op: str, pair: Pair) -> str:
+    """An operand in a sum: an amount, or the plain number that multiplies or divides."""
+    return str(pair[0]) if op[-1] in "*/" else decimal(pair)
 
 
 def decimal(pair: Pair) -> str:
@@ -190,7 +192,7 @@ SKINS = {  # what, its unit, gains and losses
     "milk": ("l", "buys gets makes".split(), "drinks sells spills".split()),
     "rope": ("m", "buys finds adds".split(), "cuts sells loses".split()),
 }
-SAY = {  # operation -> wordings; {n} who, {o} the money or rope, {k} the number
+SAY = {  # operation -> wordings; {n} who, {o} what, {k} the number, {y} the amount
     "*2": ["The {o} doubles.", "{n} doubles the {o}.", "Then it is twice as much."],
     "*3": ["The {o} triples.", "{n} triples the {o}.", "Then it is three times as much."],
     "/": ["{n} keeps 1 of {k} equal parts.", "The {o} is split by {k}.", "{n} shares it among {k}."],
@@ -230,21 +232,21 @@ STYLES = ("equations", "words", "running", "nested")
 
 
 def solution(chain: Chain, style: str, wrong: tuple[int, Pair] | None = None) -> tuple[str, str]:
-    """(work in one style, answer). The work has no final marker; that of `equations` reads "12-3=9 11*2=22 9*2=18"."""
+    """(work in one style, answer). The work has no final marker. A sum that goes on from the last one does not repeat it:
+    `equations` reads "16.3+2.4=18.7*2=37.4"."""
     done = work(chain, wrong)
     answer = decimal(done.sums[-1][3])
     if style == "running":
         return ">".join([decimal(chain[1]), *(decimal(z) for *_, z in done.sums)]), answer
     if style == "nested":
-        return done.expressions[0], answer
-    steps, last = [], None
+        return done.expression, answer
+    text, last = "", None
     for op, x, y, z in done.sums:
-        k = str(y[0]) if op in "*/" else decimal(y)
-        lead = "" if x == last else (" " if last else "") + decimal(x)
-        steps.append(f"{lead}{op}{k}={decimal(z)}" if style == "equations" else f"{lead} {OP_NAMES[op]} {k} is {decimal(z)}{'' if False else ','}")
+        text += "" if x == last else (" " if last else "") + decimal(x)
+        said = "{}{}={}" if style == "equations" else " {} {} is {},"
+        text += said.format(op if style == "equations" else OP_NAMES[op], operand(op, y), decimal(z))
         last = z
-    text = "".join(steps)
-    return (text if style == "equations" else text.rstrip(",") + "."), answer
+    return text if style == "equations" else text[:-1] + ".", answer
 
 
 # ---------------------------------------------------------------- math documents
@@ -278,16 +280,16 @@ def worksheet(rng: random.Random, hard_share: float) -> str:
     return "".join(problems)
 
 
-def drill(rng: random.Random, largest: int, operand: int) -> str:
+def drill(rng: random.Random, largest: int, most: int) -> str:
     """A line of single sums in the notation of the equations, or in words."""
     sums = []
     while len(sums) < 8:
         op = rng.choice("+++---*/")
         x = rng.randint(1, largest), rng.randint(1, 9)
-        y = (rng.randint(1, operand), rng.randint(1, 6)) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
+        y = draw_amount(rng, most) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
         z = apply_event(op, x, y)
         if fits(z, (largest, 9)) and (op != "/" or all(a % b == 0 for a, b in zip(x, y, strict=True))):
-            sums.append((decimal(x), op, str(y[0]) if op in "*/" else decimal(y), decimal(z)))
+            sums.append((decimal(x), op, operand(op, y), decimal(z)))
     if rng.random() < 0.25:
         return " ".join(f"{x} {OP_NAMES[op]} {y} is {z}." for x, op, y, z in sums[:6]) + "\n"
     return " ".join(f"{x}{op}{y}={z}" for x, op, y, z in sums) + "\n"
@@ -366,7 +368,7 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
     rng = random.Random(f"{seed}:vocabulary")
     sample = [makers["general.bin" if i % 3 else "math.bin"](rng) for i in range(9000)]
     sample += [row["problem"] + " " + row["generated_solution"] for row in rows["hard"]["train"][:2000]]
-    forced = [str(n) for n in range(HARD_MAX[1] + 1)]
+    forced = [str(n) for n in range(HARD_MAX[0] + 1)]
     enc = make_encoding("world", train_bpe(sample, VOCAB_SIZE, forced=forced))
     save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
     for name, make in makers.items():

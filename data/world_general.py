@@ -148,7 +148,16 @@ drops the {o} into the water: rusts, floats, sinks, shrinks, hardens, dissolves
 throws the {o} into the fire: glows, burns, cracks, smokes, melts, curls
 hits the {o} with a hammer: bends, splits, breaks, flattens, crumbles, tears
 """)  # what each material of THINGS does then, in that order
-KINDS = {"person": 0.25, "city": 0.05, "story": 0.18, "tools": 0.12, "script": 0.14, "apply": 0.1, "count": 0.02, "ledger": 0.14}
+KINDS = {
+    "person": 0.25,
+    "city": 0.05,
+    "story": 0.18,
+    "tools": 0.12,
+    "script": 0.14,
+    "apply": 0.1,
+    "count": 0.02,
+    "ledger": 0.14,
+}
 
 Facts = dict[str, dict[str, str]]  # name -> attribute -> value
 

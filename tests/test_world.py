@@ -1,0 +1,246 @@
+"""The synthetic world: sums worked by hand, splits, floors, files.  pytest -q tests/test_world.py"""
+
+import json
+import random
+import re
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from common import UserError
+from data import world, world_general
+from data.math_qa import extract_answer
+from data.tokenizer import decode, load_tokenizer
+
+# Zoe has 7.2. Gains 4.1, loses 1.2, doubles, gains 2.2, keeps 1 of 2 parts.
+CHAIN = ("gsm", (7, 2), (("+", 4, 1), ("-", 1, 2), ("*", 2, 2), ("+", 2, 2), ("/", 2, 2)))
+HARD = ("hard", (9, 1), (("r+", 3, 1), ("r*", 2, 2), ("sum", 0, 0), ("-", 5, 3)))  # 9.1, 12.2, 24.4; 45.7; 40.4
+FEW = {"gsm": {"train": 1200, "val": 60, "test": 60}, "hard": {"train": 300, "val": 20, "test": 20}}  # for speed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "N_QUESTIONS", FEW)
+        world.build(out, seed=3, n_tokens=120_000)
+    return out
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_styles_worked_by_hand():
+    assert world.solution(CHAIN, "equations") == ("7.2+4.1=11.3-1.2=10.1*2=20.2+2.2=22.4/2=11.2", "11.2")
+    assert world.solution(CHAIN, "running") == ("7.2>11.3>10.1>20.2>22.4>11.2", "11.2")
+    assert world.solution(CHAIN, "nested") == ("(((((7.2+4.1)-1.2)*2)+2.2)/2)", "11.2")
+    assert world.solution(("gsm", (3, 2), (("*", 3, 3), ("-", 4, 5))), "words") == (
+        "3.2 times 3 is 9.6, minus 4.5 is 5.1.",
+        "5.1",
+    )
+
+
+def test_hard_chain_worked_by_hand():
+    text = "9.1+3.1=12.2*2=24.4 9.1+12.2=21.3+24.4=45.7-5.3=40.4"
+    assert world.solution(HARD, "equations") == (text, "40.4")
+    assert world.solution(HARD, "nested")[0] == "(((9.1+(9.1+3.1))+((9.1+3.1)*2))-5.3)"
+
+
+def test_wrong_work_carries_its_error_on():
+    text, answer = world.solution(CHAIN, "equations", wrong=(0, (1, 0)))
+    assert text == "7.2+4.1=12.3-1.2=11.1*2=22.2+2.2=24.4/2=12.2" and answer == "12.2"
+    rng = random.Random(0)
+    for _ in range(200):
+        chain = world.draw_gsm(rng)
+        spoiled = world.work(chain, world.draw_error(rng, chain)).sums
+        assert spoiled != world.work(chain).sums
+        assert all(world.fits(z, (99, 9)) for *_, z in spoiled)  # still reads as amounts: tenths have one digit
+
+
+@pytest.mark.parametrize("task, largest", [("gsm", world.GSM_MAX), ("hard", world.HARD_MAX)])
+def test_chains_are_exact_and_in_range(task, largest):
+    rng = random.Random(1)
+    for _ in range(400):
+        chain = world.DRAW[task](rng)
+        for op, x, y, z in world.work(chain).sums:
+            assert world.fits(z, largest)
+            # no carry, no borrow: component-wise sums and the decimal sum agree
+            a, b, c = (Fraction(world.decimal(pair)) for pair in (x, y, z))
+            k = Fraction(y[0])
+            assert c == {"+": a + b, "-": a - b, "*": a * k, "/": a / k}[op]
+        assert arithmetic(world.work(chain).expression) == Fraction(world.chain_answer(chain))
+
+
+def arithmetic(text: str) -> Fraction:
+    """Value of a fully bracketed expression such as "((7.2+4.1)*2)", one innermost bracket at a time."""
+    values: list[Fraction] = []  # a bracket's value stands in the text as v<index>
+
+    def value(token: str) -> Fraction:
+        return values[int(token[1:])] if token[0] == "v" else Fraction(token)
+
+    while "(" in text:
+        found = re.search(r"\((v?[\d.]+)([-+*/])(v?[\d.]+)\)", text)
+        a, op, b = value(found[1]), found[2], value(found[3])
+        values.append({"+": a + b, "-": a - b, "*": a * b, "/": a / b}[op])
+        text = text.replace(found[0], f"v{len(values) - 1}", 1)
+    return value(text)
+
+
+def test_gsm_answers_are_nearly_flat():
+    """Drawn backwards from a uniform answer; corners with no way back cost a few answers a little."""
+    rng = random.Random(2)
+    answers = Counter(world.chain_answer(world.draw_gsm(rng)) for _ in range(20_000))
+    cells = world.GSM_MAX[0] * world.GSM_MAX[1]
+    assert len(answers) > 0.95 * cells
+    assert 1 / sum((n / 20_000) ** 2 for n in answers.values()) > 0.85 * cells  # effective number of answers
+
+
+def test_key_ignores_words_and_split_ignores_seed():
+    rng = random.Random(0)
+    assert world.chain_key(CHAIN) == "gsm 7.2 +4.1 -1.2 *2.2 +2.2 /2.2"
+    assert len({world.question_text(CHAIN, rng) for _ in range(20)}) > 10
+    assert {world.chain_split(world.draw_gsm(rng)) for _ in range(200)} == {"train", "val", "test"}
+
+
+def chain_of(problem: str) -> str:
+    """Read a gsm problem's text back into its canonical chain, knowing only the wordings."""
+    start, *events = re.split(r"\.(?= )", problem.rsplit(" How much now?", 1)[0].rstrip("."))
+    keys = ["gsm " + re.search(r"\d+\.\d", start).group()]
+    losses = [word for skin in world.SKINS.values() for word in skin[2]]
+    for event in events:
+        if amount := re.search(r"\d+\.\d", event):
+            keys.append(f"{'-' if any(f' {word} ' in event for word in losses) else '+'}{amount.group()}")
+        else:
+            part = re.search(r"(?:1 of|by|among) (\d)", event)
+            k = part.group(1) if part else "3" if re.search("tripl|three", event) else "2"
+            keys.append(f"{'/' if part else '*'}{k}.{k}")
+    return " ".join(keys)
+
+
+def test_problem_text_says_the_chain():
+    rng = random.Random(5)
+    for _ in range(300):
+        chain = world.draw_gsm(rng)
+        assert chain_of(world.question_text(chain, rng)) == world.chain_key(chain)
+
+
+def test_splits_are_disjoint_and_hold_in_pretraining_text(folder):
+    rows = {split: read(folder / f"{split}.jsonl") for split in ("train", "val", "test")}
+    keys = {split: {row["chain"] for row in rows[split]} for split in rows}
+    assert not keys["train"] & keys["test"] and not keys["train"] & keys["val"] and not keys["val"] & keys["test"]
+    gsm_keys = {split: {key for key in keys[split] if key.startswith("gsm")} for split in keys}
+    for row in rows["test"][::7]:
+        if row["problem_source"] == "gsm":
+            assert chain_of(row["problem"]) == row["chain"]
+
+    enc = load_tokenizer(folder)
+    text = decode(enc, np.fromfile(folder / "math.bin", np.uint16))
+    problems = re.findall(r"[A-Z][a-z]+ has [^\n]*? How much now\?", text)
+    found = {chain_of(problem) for problem in problems}
+    assert len(found) > 100
+    assert not found & (gsm_keys["test"] | gsm_keys["val"])
+    hard_text = decode(enc, np.fromfile(folder / "hard.bin", np.uint16))
+    held_out = [row["problem"].split(" has ", 1)[1] for row in rows["test"] + rows["val"]]
+    assert not [problem for problem in held_out if problem in hard_text or problem in text]
+
+
+def test_question_files(folder):
+    for split in ("train", "val", "test"):
+        rows = read(folder / f"{split}.jsonl")
+        problems = [row["problem"] for row in rows[:: len(world.STYLES)]]
+        for task, counts in FEW.items():
+            mine = [row for row in rows if row["problem_source"] == task]
+            assert len(mine) == counts[split] * len(world.STYLES)
+        assert len(set(problems)) == len(problems)
+        firsts = Counter(row["style"] for row in rows[:: len(world.STYLES)])
+        assert min(firsts.values()) > len(problems) / 4 * 0.5  # the solution of plain SFT is of a random style
+        for i, row in enumerate(rows):
+            assert row["problem"] == problems[i // len(world.STYLES)]
+            assert extract_answer(row["generated_solution"]) == row["expected_answer"]
+
+
+def test_enough_questions():
+    for counts in world.N_QUESTIONS.values():
+        assert counts["test"] >= 400 and counts["val"] >= 300
+
+
+def test_guess_floor(folder):
+    floor = json.loads((folder / "meta.json").read_text())["guess_floor"]
+    assert set(floor) == {"gsm", "hard"}
+    for task in floor:
+        assert 0 < floor[task]["1"] <= 0.01 and floor[task]["8"] < floor[task]["32"] <= 0.1
+
+
+def test_documents_start_with_end_of_text_and_numbers_are_one_token(folder):
+    enc = load_tokenizer(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, entry in meta["files"].items():
+        ids = np.fromfile(folder / name, np.uint16)
+        assert len(ids) == entry["tokens"] and ids[0] == enc.eot_token and ids.max() < enc.n_vocab
+    for mix in meta["mixes"].values():
+        assert sum(mix.values()) == pytest.approx(1) and set(mix) <= set(meta["files"])
+    for n in range(world.HARD_MAX[0] + 1):
+        assert len(enc.encode_ordinary(str(n))) == 1
+
+
+def test_worksheets_are_joined_as_shots_are():
+    rng = random.Random(4)
+    sheets = [world.worksheet(rng, 0.0) for _ in range(300)]
+    marked = [sheet for sheet in sheets if "####" in sheet]
+    assert 0.15 < len(marked) / len(sheets) < 0.35
+    one = r"Q: [^\n]+\nA: (?:[^\n]+ )?#### \d+\.\d\n"
+    assert all(re.fullmatch(f"(?:{one}){{1,10}}", sheet) for sheet in marked)
+    assert len({sheet.count("Q: ") for sheet in marked}) > 5
+
+
+def test_benchmarks(folder):
+    for name in ("lastword", "events", "facts", "twohop", "tools", "apply"):
+        items = read(folder / f"bench_{name}.jsonl")
+        assert len(items) >= 300 and len({item["fact"] for item in items}) >= 100
+        if name == "lastword":
+            assert all(set(item) == {"context", "target", "fact"} for item in items)
+            continue
+        gold = Counter(item["gold"] for item in items)
+        assert max(gold.values()) - min(gold.values()) <= 1 and len(gold) == 4
+        assert all(len(set(item["choices"])) == 4 for item in items)
+
+
+def test_benchmarks_agree_with_the_text():
+    facts = world_general.people_facts(0)
+    rng = random.Random(0)
+    text = "\n".join(world_general.document(rng, facts) for _ in range(20_000))
+    items = world_general.benchmarks(0, facts)
+    for name in ("facts", "twohop", "tools", "apply"):
+        for item in items[name][:60]:
+            sentence = f"{item['context']} {item['choices'][item['gold']]}."
+            if name in ("tools", "apply"):  # whoever does it
+                who = next(word for word in sentence.split() if word in world_general.PEOPLE)
+                sentence = re.escape(sentence).replace(who, r"\w+")
+                assert re.search(sentence, text)
+            else:
+                assert sentence in text
+    for item in items["lastword"]:
+        last = item["context"].split(". ")[-1]
+        assert item["target"] in item["context"].rsplit(". ", 1)[0]
+        if last.startswith("Then") and " drops " in last:
+            assert f"{last.split()[1]} takes the {item['target']}." in item["context"]
+
+
+def test_same_seed_same_bytes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "N_QUESTIONS", FEW)
+    world.build(tmp_path, seed=3, n_tokens=120_000)
+    for path in sorted(folder.iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_bad_arguments(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["world", "--out", str(tmp_path / "file" / "x")])
+    with pytest.raises(UserError, match="cannot write"):
+        world.main()
+    monkeypatch.setattr("sys.argv", ["world", "--tokens", "5"])
+    with pytest.raises(UserError, match="--tokens 5"):
+        world.main()
