@@ -4,12 +4,13 @@ Row i = p * G + g is sample g of prompt p. Its query sees the prompt's keys (sto
 
     o[i] = softmax over [prefix of p | tail of i] of <q[i], k> / sqrt(D), times v
 
-The two parts are computed apart, each with its own maximum m_i, sum l_i = sum exp(s - m_i) and weighted sum a = sum
-exp(s - m_i) v, and joined by their log-sum-exp: with m_i = max(m_p, m_t), o = (a_p e^(m_p-m_i) + a_t e^(m_t-m_i)) /
-(l_p e^(m_p-m_i) + l_t e^(m_t-m_i)). So the prefix is a matrix product of the group's G (x heads per key head) queries
-with one set of keys: read once a group, not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements
-against 2 H_kv D B (Tp + Tt) of separate caches; 32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys
-against 221,184.
+The two parts are computed apart and joined by their log-sum-exp: o = w o_p + (1 - w) o_t, w = sigmoid(lse_p - lse_t).
+So the prefix is a matrix product of the group's G (x heads per key head) queries with one set of keys: read once a
+group, not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements against 2 H_kv D B (Tp + Tt) of
+separate caches; 32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys against 221,184.
+
+A sampler whose rows finish one by one keeps only the B unfinished ones, in any order, and passes `seats`: then the
+tails, whose cost is memory traffic, are those of B rows, and only the prefix product runs on the padded groups.
 
 There is no backward: this is for sampling and scoring.
 """
@@ -74,21 +75,45 @@ def prefix_tail_attention_reference(
 
 
 # ---------------------------------------------------------------- torch path
-def _partial(q, k, v, mask, heads):
-    """a (N, M, D), m_i and l_i (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale. mask
-    broadcasts against scores viewed as `heads`; a query that sees nothing gets a = l_i = 0."""
+def _bias(mask, H_kv, R, dtype):
+    """mask (P or 1, Tq, T) -> what `_partial` adds to its scores: (P * H_kv or 1, R * Tq, T), 0 where visible, else
+    -1e30. Added inside the product it is free, where masked_fill_ costs as much as the product. Not -inf: a query that
+    sees nothing then gets finite numbers and a log-sum-exp of about -1e30."""
+    if mask is None:
+        return None
+    stat = torch.promote_types(dtype, torch.float32)
+    bias = torch.where(mask, 0.0, -1e30).to(stat)[:, None, None]
+    return bias.expand(-1, H_kv if len(mask) > 1 else 1, R, -1, -1).flatten(0, 1).flatten(1, 2)
+
+
+def _partial(q, k, v, bias):
+    """o (N, M, D) and log-sum-exp (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale."""
     stat = torch.promote_types(q.dtype, torch.float32)
-    s = torch.bmm(q, k.transpose(1, 2)).to(stat)
-    if mask is not None:
-        s.view(*heads, s.shape[-1]).masked_fill_(~mask, -math.inf)
-    m_i = s.amax(-1, keepdim=True).clamp_min_(-1e30) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -1e30)
-    p = s.sub_(m_i).exp_()
-    return torch.bmm(p.to(v.dtype), v).to(stat), m_i, p.sum(-1, keepdim=True)
+    if k.shape[1] == 0:
+        return torch.zeros_like(q, dtype=stat), q.new_full((*q.shape[:2], 1), -1e30, dtype=stat)
+    if bias is not None and q.dtype == stat:
+        s = torch.baddbmm(bias, q, k.transpose(1, 2))
+    else:
+        s = torch.bmm(q, k.transpose(1, 2)).to(stat)
+        s = s if bias is None else s.add_(bias)
+    p = s.softmax(-1)  # one fused pass; its log-sum-exp is max s - log max p, and max p >= 1 / T cannot underflow
+    lse = s.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
+    return torch.bmm(p.to(v.dtype), v).to(stat), lse
 
 
 @torch.no_grad()
 def prefix_tail_attention_torch(
-    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, *, group_size, prefix_lengths=None, tail_lengths=None
+    q,
+    prefix_k,
+    prefix_v,
+    prefix_first,
+    tail_k,
+    tail_v,
+    *,
+    group_size,
+    prefix_lengths=None,
+    tail_lengths=None,
+    seats=None,
 ):
     """Torch path of `decode_attention`, for Tq >= 1 new tokens a row: q (B, H, Tq, D) -> (B, H, Tq, D). The Tq queries
     are the row's last Tq valid tail slots (tail_lengths[i]-Tq..tail_lengths[i]-1), causal among themselves, so it also
@@ -105,24 +130,16 @@ def prefix_tail_attention_torch(
     tail_k, tail_v = (x.to(compute).reshape(B * H_kv, Tt, D) for x in (tail_k, tail_v))
     with torch.autocast(q.device.type, enabled=False):
         # The G samples and the R heads that read one key head are rows of one product with that head's prefix.
-        rows = q.reshape(P, G, H_kv, R * Tq, D).transpose(1, 2).reshape(P * H_kv, G * R * Tq, D)
+        rows = (q if seats is None else q[seats[1]]).reshape(P, G, H_kv, R * Tq, D).transpose(1, 2)
         mask = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
-        shared = _partial(
-            rows, prefix_k, prefix_v, None if mask is None else mask[:, None, None], (P, H_kv, G * R * Tq)
-        )
-        shared = (x.view(P, H_kv, G, R * Tq, -1).transpose(1, 2).reshape(B * H_kv, R * Tq, -1) for x in shared)
-        mask = tail_mask(tail_lengths, Tq, Tt, q.device)
-        own = _partial(
-            q.reshape(B * H_kv, R * Tq, D),
-            tail_k,
-            tail_v,
-            None if mask is None else mask[:, None, None],
-            (B, H_kv, R, Tq),
-        )
-        (a_p, m_p, l_p), (a_t, m_t, l_t) = shared, own
-        m_i = torch.maximum(m_p, m_t)
-        w_p, w_t = m_p.sub_(m_i).exp_(), m_t.sub_(m_i).exp_()
-        out = a_p.mul_(w_p).addcmul_(a_t, w_t) / l_p.mul_(w_p).addcmul_(l_t, w_t).clamp_min_(1e-30)  # no key at all: 0
+        bias = _bias(None if mask is None else mask[:, None], H_kv, 1, compute)
+        shared = _partial(rows.reshape(P * H_kv, G * R * Tq, D), prefix_k, prefix_v, bias)
+        shared = (x.view(P, H_kv, G, R * Tq, -1).transpose(1, 2).reshape(P * G, H_kv, R * Tq, -1) for x in shared)
+        o_p, lse_p = ((x if seats is None else x[seats[0]]).flatten(0, 1) for x in shared)
+        bias = _bias(tail_mask(tail_lengths, Tq, Tt, q.device), H_kv, R, compute)
+        o_t, lse_t = _partial(q.reshape(B * H_kv, R * Tq, D), tail_k, tail_v, bias)
+        out = torch.lerp(o_t, o_p, torch.sigmoid(lse_p - lse_t))
+        out = out.mul_(torch.maximum(lse_p, lse_t) > -1e29)  # no key at all: 0
     return out.view(B, H, Tq, D).to(dtype)
 
 
@@ -215,7 +232,9 @@ def _as_lengths(lengths, count: int, default: int, device):
 
 
 @torch.no_grad()
-def _decode_triton(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths):
+def _decode_triton(
+    q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths, seats
+):
     dense = lambda x: x if x.stride(-1) == 1 else x.contiguous()  # noqa: E731
     q, prefix_k, prefix_v, tail_k, tail_v = map(dense, (q, prefix_k, prefix_v, tail_k, tail_v))
     (B, H, D), (P, H_kv, Tp, _), Tt = q.shape, prefix_k.shape, tail_k.shape[2]
@@ -224,15 +243,18 @@ def _decode_triton(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_si
         return out
     wide = q.dtype == torch.float32
     BLOCK_M, BLOCK_N, warps, stages = TILES["float32" if wide else "16-bit"]
-    part = torch.empty(B, H, D, dtype=torch.float32, device=q.device)
-    stat = torch.empty(2, B, H, dtype=torch.float32, device=q.device)
+    grid = q if seats is None else q[seats[1]]
+    part = torch.empty(len(grid), H, D, dtype=torch.float32, device=q.device)
+    stat = torch.empty(2, len(grid), H, dtype=torch.float32, device=q.device)
     start, stop = _as_lengths(prefix_first, P, 0, q.device), _as_lengths(prefix_lengths, P, Tp, q.device)
     scale2 = math.log2(math.e) * D**-0.5
     _decode_prefix[(P * H_kv, triton.cdiv(group_size * (H // H_kv), BLOCK_M))](
-        q, prefix_k, prefix_v, start, stop, part, stat, *q.stride()[:2], *prefix_k.stride()[:3], *prefix_v.stride()[:3],
-        B, H, H_kv, group_size, scale2, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, HEAD_DIM=D,
+        grid, prefix_k, prefix_v, start, stop, part, stat, *grid.stride()[:2], *prefix_k.stride()[:3],
+        *prefix_v.stride()[:3], len(grid), H, H_kv, group_size, scale2, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, HEAD_DIM=D,
         PRECISION="ieee" if wide else "tf32", num_warps=warps, num_stages=stages,
     )  # fmt: skip
+    if seats is not None:
+        part, stat = part[seats[0]], stat[:, seats[0]].contiguous()
     _decode_tail[(B * H,)](
         q, tail_k, tail_v, _as_lengths(tail_lengths, B, Tt, q.device), part, stat, out, *q.stride()[:2],
         *tail_k.stride()[:3], *tail_v.stride()[:3], B, H, H_kv, scale2, BLOCK_N=BLOCK_N, HEAD_DIM=D, num_warps=warps,
@@ -240,19 +262,22 @@ def _decode_triton(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_si
     return out
 
 
-def check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size) -> None:
+def check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, seats) -> None:
     """One sentence for every input that has no answer."""
     B, H, D = q.shape if q.ndim == 3 else (-1, -1, -1)
     P, H_kv, _, prefix_D = prefix_k.shape if prefix_k.ndim == 4 else (-2, -2, -2, -2)
     fits = prefix_k.shape == prefix_v.shape and tail_k.shape == tail_v.shape and tail_k.ndim == 4 and D == prefix_D
     fits = fits and tail_k.shape[:2] == (B, H_kv) and tail_k.shape[3] == D and H_kv > 0 and H % H_kv == 0
-    if not (fits and P * group_size == B and (prefix_first is None or prefix_first.shape == (P,))):
+    seated = B if seats is None else len(seats[1])
+    fits = fits and P * group_size == seated and (seats is None or len(seats[0]) == B)
+    if not (fits and (prefix_first is None or prefix_first.shape == (P,))):
         shapes = (
             f"q {tuple(q.shape)}, prefix {tuple(prefix_k.shape)}, tail {tuple(tail_k.shape)}, group_size {group_size}"
         )
         raise ValueError(
             f"decode_attention: got {shapes}; needs q (P * group_size, H, D), prefix_k and prefix_v (P, H_kv, Tp, D), "
-            "prefix_first (P,) or None, tail_k and tail_v (P * group_size, H_kv, Tt, D), H a multiple of H_kv"
+            "prefix_first (P,) or None, tail_k and tail_v (P * group_size, H_kv, Tt, D), H a multiple of H_kv; with "
+            "seats any row count B, seat_of (B,) and row_of (P * group_size,)"
         )
     if not (prefix_k.dtype == prefix_v.dtype == tail_k.dtype == tail_v.dtype and q.is_floating_point()):
         raise ValueError(
@@ -271,6 +296,7 @@ def decode_attention(
     group_size,
     prefix_lengths=None,
     tail_lengths=None,
+    seats=None,
     impl="auto",
 ):
     """softmax(<q, k> / sqrt(D)) v of one query per sample over [its prompt's keys | its own tail]: (B, H, D) in q's
@@ -282,10 +308,14 @@ def decode_attention(
     keys gives 0. float32, float16, bfloat16, all alike for Triton; D is 32, 64 or 128 there, anything for torch. No
     gradient.
 
+    seats = (seat_of (B,), row_of (P * group_size,)), both int64: rows in any order, or fewer than P * group_size. Row i
+    is sample seat_of[i] % group_size of prompt seat_of[i] // group_size; row_of is the inverse (an empty seat names any
+    row).
+
     Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing. impl: "auto" |
     "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes and dtypes that do not fit.
     """
-    check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size)
+    check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, seats)
     unsupported = None
     if q.shape[2] not in HEAD_SIZES:
         unsupported = f"got head size {q.shape[2]}, the decoding kernel takes 32, 64 and 128"
@@ -293,9 +323,9 @@ def decode_attention(
         unsupported = f"got {q.dtype} queries and a {tail_k.dtype} cache, the decoding kernel takes one dtype"
     if choose_impl(impl, q, unsupported) == "triton":
         return _decode_triton(
-            q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths
+            q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths, seats
         )
     return prefix_tail_attention_torch(
         q[:, :, None], prefix_k, prefix_v, prefix_first, tail_k, tail_v,
-        group_size=group_size, prefix_lengths=prefix_lengths, tail_lengths=tail_lengths,
+        group_size=group_size, prefix_lengths=prefix_lengths, tail_lengths=tail_lengths, seats=seats,
     )[:, :, 0]  # fmt: skip
