@@ -420,7 +420,7 @@ class GPT(nn.Module):
             if len(row) == int(done.sum()) or step + 1 == max_new_tokens:
                 break
 
-            # The last unfinished rows move into the places of finished ones: few tails are copied, and no holes are left.
+            # The last unfinished rows move into the places of finished ones: few tails are copied, no holes are left.
             used, left = round_up(step + 1, 16), len(row) - int(done.sum())
             holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
             for t in (t for tail in tails for t in tail):
@@ -441,7 +441,7 @@ class GPT(nn.Module):
             row_of = torch.zeros(len(first) * group, dtype=torch.long, device=device)  # empty seats: any row
             row_of[seat] = torch.arange(left, device=device)
 
-            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last one.
+            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last.
             padded = max(16, round_up(left, 8))
             seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
             position = (width - first.long())[seat_of // group] + step  # real prompt length + step

@@ -319,6 +319,25 @@ def test_decode_matches_float64(poison, dtype, lengths):
     assert_close(out, want, dtype, "output")
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_decode_of_the_rows_that_are_left(poison, dtype):
+    """Seven of 2 x 5 samples, shuffled, and a padding row in the seat of another: each as in the full grid."""
+    P, G, H, H_kv, Tp, Tt, D = 2, 5, 4, 2, 24, 19, 32
+    seat_of = torch.tensor([9, 0, 4, 6, 2, 5, 1, 1], device=DEVICE)
+    row_of = torch.zeros(P * G, dtype=torch.long, device=DEVICE)
+    row_of[seat_of[:7]] = torch.arange(7, device=DEVICE)
+    grid, tails = random(P * G, H, D, dtype=dtype), [random(P * G, H_kv, Tt, D, dtype=dtype) for _ in "kv"]
+    prefix = [random(P, H_kv, Tp, D, dtype=dtype) for _ in "kv"]
+    first = torch.tensor([3, 0], dtype=torch.int32, device=DEVICE)
+    same = dict(group_size=G, tail_lengths=17, impl=IMPL)
+    full = decode_attention(grid, *prefix, first, *tails, **same)
+    left = [x[seat_of] for x in (grid, *tails)]
+    out = decode_attention(left[0], *prefix, first, *left[1:], seats=(seat_of, row_of), **same)
+    assert_close(out, full[seat_of].double(), dtype, "rows that are left")
+    with pytest.raises(ValueError, match="seats"):
+        decode_attention(left[0], *prefix, first, *left[1:], seats=(seat_of, row_of[:-1]), **same)
+
+
 def test_decode_without_any_key_is_zero():
     q, prefix, tail = random(2, 2, 32), random(2, 2, 8, 32), random(2, 2, 8, 32)
     nothing = torch.tensor([8, 0], dtype=torch.int32, device=DEVICE)
