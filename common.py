@@ -3,6 +3,7 @@ lives here."""
 
 import argparse
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -30,12 +31,23 @@ class UserError(Exception):
 
 
 def run(main) -> None:
-    """Call `main()`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Call `main()`; a `UserError`, a full disk or a full GPU becomes one line on stderr and exit code 2."""
     try:
         main()
+        return
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except torch.OutOfMemoryError:
+        message = "out of memory: lower --micro-batch-size (results do not change) or --prompts-per-batch"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        name = error.filename or "a file"
+        message = (
+            f"{name} could not be written ({error.strerror}); earlier files are whole: free some space and --resume"
+        )
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- flags
@@ -181,16 +193,17 @@ def set_lr(optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def step_with_clip(model, optimizer, grad_clip: float) -> float:
-    """Clip, step, clear. Weights that got no gradient count as zero gradient: AdamW's clock then runs alike on every
-    step."""
+def step_with_clip(model, optimizer, grad_clip: float, step: int = 0, out="the run") -> float:
+    """Clip, step, clear; returns the gradient norm. Weights that got no gradient count as zero gradient: AdamW's clock
+    then runs alike on every step. A gradient that is not finite stops the run before it reaches the weights."""
     for p in model.parameters():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf")))
+    check_finite(norm, step, out, "gradient norm")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm
 
 
 def draw(n: int, count: int, step: int, seed: int) -> list[int]:
@@ -204,10 +217,10 @@ def permutation(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
 
 
-def check_finite(loss: float, step: int, out) -> None:
-    if not math.isfinite(loss):
+def check_finite(value: float, step: int, out, what: str = "loss") -> None:
+    if not math.isfinite(value):
         raise UserError(
-            f"loss is {loss} at step {step}: the run stops and {out} keeps its last good checkpoint; "
+            f"{what} is {value} at step {step}: the run stops and {out} keeps its last good checkpoint; "
             "lower --lr or look at the data"
         )
 

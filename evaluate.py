@@ -6,7 +6,7 @@ number; the headline, as the paper's GSM8K scorer) and `strict` (the marker must
 for). The `floor` row is pass@k of answers drawn blindly from the training answers' distribution: what exceeds it is
 skill.
 
-    python evaluate.py --ckpt runs/base/ckpt_000800.pt --n-shot 8                 # all tasks of data/world, about 2
+    python evaluate.py --ckpt runs/base/ckpt_003200.pt --n-shot 8                 # all tasks of data/world, about 2
     minutes python evaluate.py --ckpt runs/rl/ckpt_000030.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
     REAL_DATA=path/to/data python evaluate.py --ckpt runs/real/ckpt_000200.pt --tasks gsm8k hellaswag --limit 50
 """
@@ -81,7 +81,7 @@ def parse_args():
     )
     add_system_args(p)
     args = p.parse_args()
-    if args.temperature == 0 and args.n_samples > 1:
+    if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
     if max(args.k) > args.n_samples or min(args.k) < 1:
         raise UserError(
@@ -105,19 +105,25 @@ def mean_stderr(values: list[float]) -> dict:
     return {"value": mean, "stderr": math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)}
 
 
-def sample_task(model, enc, task: str, args, device) -> tuple[dict, list[dict]]:
-    """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
+def read_task(enc, task: str, block_size: int, args) -> dict:
+    """Everything a task needs from files, checked before any task is sampled."""
     questions = load_questions(args.data, task, args.split)[: args.limit or None]
     template = template_for(args.template or task)
     train = load_questions(args.data, args.shot_task or task, "train") if task != "svamp" else []
     shots = few_shot_prefix(train, args.n_shot, args.shot_seed, template) if args.n_shot else ""
     prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
     longest = len(prefix) + max(map(len, prompts))
-    if longest + args.max_new_tokens > model.config.block_size:
+    if longest + args.max_new_tokens > block_size:
         raise UserError(
             f"{task}: prompt of {longest} tokens + --max-new-tokens {args.max_new_tokens} exceeds the context of "
-            f"{model.config.block_size}; lower --n-shot or --max-new-tokens"
+            f"{block_size}; lower --n-shot or --max-new-tokens"
         )
+    return dict(questions=questions, train=train, prefix=prefix, prompts=prompts, template=template)
+
+
+def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict, list[dict]]:
+    """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
+    questions, train, prefix, prompts, template = files.values()
     stop, rows, samples, began = StopStrings(enc, template.stops), [], [], time.time()
     for i in range(0, len(questions), args.prompts_per_batch):
         part = questions[i : i + args.prompts_per_batch]
@@ -200,6 +206,8 @@ def default_tasks(data: Path) -> list[str]:
 def main():
     args = parse_args()
     path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a .json file")
     writable_dir(path.absolute().parent)
     ckpt = load_checkpoint(args.ckpt)
     device = setup(args)
@@ -220,17 +228,22 @@ def main():
     origin = f"{ckpt['stage']} step {ckpt['step']}, {ckpt['tokens'] / 1e6:.2f}M pre-training tokens"
     print(f"{args.ckpt} | {origin} | tasks {' '.join(tasks)}")
 
+    files = {
+        task: read_task(enc, task, model.config.block_size, args)
+        if task in TASKS
+        else load_benchmark(task, args.data, args.split, args.limit)
+        for task in tasks
+    }
     began = time.time()
     results: dict = {"questions": {}, "benchmarks": {}}
     samples: list[dict] = []
     for task in tasks:
         if task in TASKS:
-            results["questions"][task], shown = sample_task(model, enc, task, args, device)
+            results["questions"][task], shown = sample_task(model, enc, task, files[task], args, device)
             samples += shown
         else:
-            items = load_benchmark(task, args.data, args.split, args.limit)
             with device.autocast():
-                results["benchmarks"][task] = score_benchmark(model, enc, items)
+                results["benchmarks"][task] = score_benchmark(model, enc, files[task])
     if results["benchmarks"]:
         leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
         results["general_average"] = sum(leading) / len(leading)

@@ -11,7 +11,7 @@ local step of each side, rollouts come from the RL side, moments persist.
 
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
-    python merge.py --init runs/base/ckpt_000800.pt --out runs/parallel                 # laptop, about 3 minutes
+    python merge.py --init runs/base/ckpt_003200.pt --out runs/parallel                 # laptop, about 3 minutes
     python merge.py --average runs/rl/ckpt_000030.pt runs/sft/ckpt_000200.pt --weights 0.5 0.5 --out runs/mean.pt
 """
 
@@ -186,14 +186,14 @@ def main():
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
         batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device)
         metrics = rollout_metrics(batch, args.group_size) | grpo_step(
-            rl_side, ref, rl_optimizer, batch, args, device
+            rl_side, ref, rl_optimizer, batch, args, device, step
         )  # theta_A
         pairs = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed + 1)]
         stats = sft_gradient(sft_side, pairs, args, device)
         check_finite(stats["loss"], step + 1, args.out)
         metrics |= {
             "sft/loss": stats["loss"],
-            "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip),
+            "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out),
         }  # theta_B
         done = step + 1
         if done % args.sync_every == 0:

@@ -6,8 +6,8 @@ the cores, one thread each, and start as soon as the checkpoint they need exists
 its settings, its parents and the data, so a second call redoes nothing that is finished and never reuses a run of
 other settings.
 
-    python study.py --preset smoke --out runs/smoke        # 3 minutes: every stage, numbers without meaning
-    python study.py --preset laptop --out runs/laptop      # 45 minutes on 2 cores, writes runs/laptop/report.md
+    python study.py --preset smoke --out runs/smoke        # some minutes: every stage, numbers without meaning
+    python study.py --preset laptop --out runs/laptop      # the whole grid, writes runs/laptop/report.md
     python study.py --preset laptop --plan                 # print the runs and the estimated time, run nothing
 """
 
@@ -27,8 +27,7 @@ from common import UserError, run, writable_dir
 
 HERE = Path(__file__).parent
 
-# Rates and steps of each method were chosen on validation questions at one tuning checkpoint (docs/tuning.md), then
-# fixed.
+# Rates and steps come from a prototype; they are to be chosen on validation questions once the world is calibrated.
 PRESETS = {
     "smoke": dict(
         world=["--tokens", "600000"],
@@ -220,7 +219,8 @@ class Study:
                     out = self.path(task).as_posix()
                     self.seconds[out] = round(self.seconds.get(out, 0.0) + time.time() - at, 1)
                     done_cost += task.cost
-                    left = (time.time() - began) / done_cost * (total - done_cost) / 60
+                    under_way = sum(min(u.cost, time.time() - start) for u, start in running.values())
+                    left = (time.time() - began) / (done_cost + under_way) * (total - done_cost - under_way) / 60
                     ahead = len(todo) + len(running)
                     print(
                         f"done {task.name} in {time.time() - at:.0f} s | {ahead} runs left, about {left:.0f} min",

@@ -135,7 +135,7 @@ def main():
             loss += nll
         loss = float(loss)
         check_finite(loss, step + 1, args.out)
-        norm = step_with_clip(model, optimizer, args.grad_clip)
+        norm = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         start.tokens += step_tokens
 
         done, seconds = step + 1, time.time() - began

@@ -14,7 +14,7 @@ Departures from the paper: (1) `--loss-norm token` divides by the tokens of the 
 those of each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
-    python train_rl.py --init runs/base/ckpt_000800.pt --out runs/rl                       # laptop, about 2 minutes
+    python train_rl.py --init runs/base/ckpt_003200.pt --out runs/rl                       # laptop, about 2 minutes
     python train_rl.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_rl
 """
 
@@ -158,8 +158,8 @@ def grpo_loss(
         surrogate = torch.where(adv < 0, torch.maximum(surrogate, dual_clip * adv), surrogate)
     stats = {
         "clipped": (((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).float() * mask).sum().item(),
-        "ratio_min": ratio.min().item(),
-        "ratio_max": ratio.max().item(),
+        "ratio_min": ratio[mask > 0].min().item(),
+        "ratio_max": ratio[mask > 0].max().item(),
         "kl": 0.0,
     }
     if ref_logprobs is not None:
@@ -250,7 +250,7 @@ def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]
     return micro_batches(batch, rows, args.micro_batch_size)
 
 
-def grpo_step(model, ref, optimizer, batch: Batch, args, device) -> dict:
+def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
     """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
     per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
     updates = [rows.flatten().tolist() for rows in per_update]
@@ -264,8 +264,8 @@ def grpo_step(model, ref, optimizer, batch: Batch, args, device) -> dict:
     results = []
     for rows, old_logprobs in zip(updates, old, strict=True):
         stats = grpo_gradient(model, ref, batch, rows, args, device, old_logprobs)
-        check_finite(stats["loss"], "an RL update", args.out)
-        stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip)
+        check_finite(stats["loss"], step + 1, args.out)
+        stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         results.append(stats)
     tokens = max(1, sum(r["tokens"] for r in results))
     return {
@@ -332,7 +332,7 @@ def main():
             device,
         )
         sampled = time.time()
-        metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device)
+        metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device, step)
         seconds, done = time.time() - began, step + 1
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
         metrics |= {

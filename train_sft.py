@@ -8,8 +8,8 @@ the gradient clip then sets the length of every step). The target is the solutio
 
 Departures from the paper: laptop defaults; `--preset paper` holds the final recipe (lr 4e-5, batch 512, 9500 steps).
 
-    python train_sft.py --init runs/base/ckpt_000800.pt --out runs/sft            # laptop, under a minute
-    python train_sft.py --init runs/base/ckpt_000800.pt --gold --out runs/sft_gold
+    python train_sft.py --init runs/base/ckpt_003200.pt --out runs/sft            # laptop, under a minute
+    python train_sft.py --init runs/base/ckpt_003200.pt --gold --out runs/sft_gold
     python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out
     runs/1b_sft
 """
@@ -124,7 +124,7 @@ def main():
         batch = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed)]
         stats = sft_gradient(model, batch, args, device)
         check_finite(stats["loss"], step + 1, args.out)
-        norm = step_with_clip(model, optimizer, args.grad_clip)
+        norm = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         seconds, done = time.time() - began, step + 1
         metrics = {"train/loss": stats["loss"], "train/grad_norm": norm, "train/lr": lr, "train/updates": done}
         metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}

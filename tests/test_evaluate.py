@@ -211,7 +211,6 @@ def test_greedy_reports_pass_at_1_only(ok, world, chain, tmp_path):
     assert set(report["questions"]["gsm"]["flexible"]) == {"pass@1"} and report["settings"]["n_samples"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="--temperature 0 --n-samples 1 keeps the default --k 1 8 32 and is refused")
 def test_greedy_with_one_sample_given(ok, world, chain, tmp_path):
     flags = ("--tasks", "gsm", "--temperature", "0", "--n-samples", "1", "--out", tmp_path / "r.json")
     ok("evaluate", "--ckpt", chain(" 19"), "--data", world, *flags)

@@ -19,7 +19,7 @@ ROLLED |= {"policy/ratio_max", "train/updates"}
 RL = "--prompts-per-step 3 --group-size 3 --max-new-tokens 8".split()
 
 
-def test_pipeline_of_subprocesses(world, tmp_path):
+def test_pipeline_of_subprocesses(ok, world, tmp_path):
     """pretrain -> sft -> rl -> merge -> evaluate: files, checkpoint keys, parents, metrics, samples, report."""
 
     def script(name, *flags):
@@ -37,7 +37,7 @@ def test_pipeline_of_subprocesses(world, tmp_path):
     script("train_rl", *init, "--out", runs["rl"], *RL, "--steps", 2, "--updates-per-batch", 2, "--kl-coef", 0.01)
     script("merge", *init, "--out", runs["parallel"], *RL, "--batch-size", 3, "--steps", 2)
     finished = [runs[name] / "ckpt_000002.pt" for name in ("rl", "sft")]
-    script("merge", "--average", *finished, "--weights", 0.5, 0.5, "--out", tmp_path / "mean.pt")
+    ok("merge", "--average", *finished, "--weights", 0.5, 0.5, "--out", tmp_path / "mean.pt")
     flags = "--n-samples 2 --k 1 2 --max-new-tokens 8 --limit 2 --n-shot 1".split()
     shown = script("evaluate", "--ckpt", tmp_path / "mean.pt", *data, *flags, "--out", tmp_path / "mean.json")
     assert "pass@2" in shown and "average" in shown
