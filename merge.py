@@ -175,8 +175,8 @@ def main():
             ref.load_state_dict(reference_weights(args, start))
     out = Run(args, "merge", start.step)
     print(
-        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size}, SFT {args.batch_size} "
-        f"of {len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
+        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size} completions and SFT "
+        f"{args.batch_size} of {len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
     )
 
     for step in range(start.step, args.steps):

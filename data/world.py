@@ -232,8 +232,8 @@ STYLES = ("equations", "words", "running", "nested")
 
 
 def solution(chain: Chain, style: str, wrong: tuple[int, Pair] | None = None) -> tuple[str, str]:
-    """(work in one style, answer). The work has no final marker. A sum that goes on from the last one does not repeat it:
-    `equations` reads "16.3+2.4=18.7*2=37.4"."""
+    """(work in one style, answer). The work has no final marker. A sum that goes on from the last one does not repeat
+    it: `equations` reads "16.3+2.4=18.7*2=37.4"."""
     done = work(chain, wrong)
     answer = decimal(done.sums[-1][3])
     if style == "running":
