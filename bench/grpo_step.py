@@ -3,7 +3,8 @@
     python -m bench.grpo_step      # 32 prompts x 16 samples, at most 64 new tokens, micro-batches of 64 completions
 
 Runs train_rl.py's own code on random prompts with the peer's reward (sum of ids divisible by 7), so about one group in
-twelve has equal rewards and no gradient. Decoding of text and answer checking are left out (the peer spends 0.05 s on them).
+twelve has equal rewards and no gradient. Decoding of text and answer checking are left out (the peer spends 0.05 s on
+them).
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main():
         rewards = torch.tensor([float(sum(ids) % 7 == 0) for ids in completions])
         batch = Batch(
             [p for p in prompts for _ in range(a.samples)], completions, out.lengths, rewards,
-            group_advantages(rewards, a.samples), [], out.finished,
+            group_advantages(rewards, a.samples), [], [], out.finished,
         )  # fmt: skip
         lengths.append(float(out.lengths.float().mean()))
         return grpo_step(model, None, optimizer, batch, args, device)

@@ -2,10 +2,11 @@
 
     python -m bench.kernels_gpu [--out docs/kernels_gpu.md]
 
-Forward, and forward + backward, bfloat16, median of triton.testing.do_bench. **Not yet run on a GPU**: no figure of this
-script is committed. Without a GPU it says so and exits 2.
+Forward, and forward + backward, bfloat16, median of triton.testing.do_bench. **Not yet run on a GPU**: no figure of
+this script is committed. Without a GPU it says so and exits 2.
 """
 
+# ruff: noqa: B023  (every lambda is called before its loop goes on)
 import argparse
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def attention_rows():
         q, k, v = (
             torch.randn(B, h, T, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (H, H_kv, H_kv)
         )
-        ours = lambda: attention(q, k, v, impl="triton")  # noqa: B023, E731
-        sdpa = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != H_kv)  # noqa: B023, E731
+        ours = lambda: attention(q, k, v, impl="triton")  # noqa: E731
+        sdpa = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != H_kv)  # noqa: E731
         yield f"attention {B}x{H}/{H_kv}x{T}x{D}", {"ours": ours, "sdpa": sdpa}, (q, k, v)
 
 
@@ -57,10 +58,10 @@ def logprob_rows():
         weight = (torch.randn(V, D, device="cuda") * 0.02).bfloat16().requires_grad_()
         y = torch.randint(V, (N,), device="cuda")
         variants = {
-            "ours": lambda: linear_logprob(hidden, weight, y, impl="triton")[0],  # noqa: B023
-            "ours, torch path": lambda: linear_logprob(hidden, weight, y, impl="torch")[0],  # noqa: B023
-            "linear_cross_entropy": lambda: -F.linear_cross_entropy(hidden, weight, y, reduction="none"),  # noqa: B023
-            "naive": lambda: -F.cross_entropy(F.linear(hidden, weight).float(), y, reduction="none"),  # noqa: B023
+            "ours": lambda: linear_logprob(hidden, weight, y, impl="triton")[0],
+            "ours, torch path": lambda: linear_logprob(hidden, weight, y, impl="torch")[0],
+            "linear_cross_entropy": lambda: -F.linear_cross_entropy(hidden, weight, y, reduction="none"),
+            "naive": lambda: -F.cross_entropy(F.linear(hidden, weight).float(), y, reduction="none"),
         }
         yield f"log-prob {N}x{V}x{D}", variants, (hidden, weight)
 
@@ -68,16 +69,11 @@ def logprob_rows():
 def decode_rows():
     for P, G, H, Tp, Tt, D in [(32, 16, 16, 512, 256, 128), (8, 64, 16, 2048, 256, 128)]:
         q = torch.randn(P * G, H, D, device="cuda", dtype=torch.bfloat16)
-        prefix, tail = (
-            torch.randn(2, P, H, Tp, D, device="cuda").bfloat16(),
-            torch.randn(2, P * G, H, Tt, D, device="cuda").bfloat16(),
-        )
-        run = lambda impl: decode_attention(q, *prefix, None, *tail, group_size=G, impl=impl)  # noqa: B023, E731
-        yield (
-            f"decode {P}x{G}x{H}, {Tp}+{Tt}, {D}",
-            {"ours": lambda: run("triton"), "ours, torch path": lambda: run("torch")},
-            None,
-        )  # noqa: B023
+        prefix = torch.randn(2, P, H, Tp, D, device="cuda").bfloat16()
+        tail = torch.randn(2, P * G, H, Tt, D, device="cuda").bfloat16()
+        run = lambda impl: decode_attention(q, *prefix, None, *tail, group_size=G, impl=impl)  # noqa: E731
+        variants = {"ours": lambda: run("triton"), "ours, torch path": lambda: run("torch")}
+        yield f"decode {P}x{G}x{H}, {Tp}+{Tt}, {D}", variants, None
 
 
 def main() -> None:
@@ -91,7 +87,7 @@ def main() -> None:
     if reason:
         sys.exit(f"error: {reason}")
     lines = [
-        f"`python -m bench.kernels_gpu` on {torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16, median ms.",
+        f"`python -m bench.kernels_gpu` on {torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16.",
         "",
         "| case | variant | forward ms | forward + backward ms | peak MB | ours / this, forward + backward |",
         "|---|---|---|---|---|---|",

@@ -1,8 +1,7 @@
 """Peak memory and time of per-token log-probs with their gradients: ours, naive, and torch's linear_cross_entropy.
 
-    python -m bench.logprob_memory                                     N 4096, D 256, V 50304, float32, one core: ~5
-    minutes python -m bench.logprob_memory --tokens 8192 --vocab 100352 --rounds 1      the large shape: ours < 3 GB,
-    naive > 6 GB
+    python -m bench.logprob_memory                                            N 4096, D 256, V 50304, fp32: ~5 minutes
+    python -m bench.logprob_memory --tokens 8192 --vocab 100352 --rounds 1    ours < 3 GB, naive > 6 GB
 
 The loss is sum(w * logp) with another w for every token, as in a policy gradient. Every run is a process of its own
 (peak memory cannot be reset), the variants take turns, and each run warms up on 256 tokens first. Times are CPU seconds

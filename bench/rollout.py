@@ -3,8 +3,8 @@
     python -m bench.rollout --mode rl      # 32 prompts x 16 samples, at most 64 new tokens
     python -m bench.rollout --mode eval    # 400-token shared prefix, 48 questions x 32 samples, at most 48 new tokens
 
-The weights are random, so next-token probabilities are near uniform: declaring round(rate x vocabulary) end tokens gives
-completions of geometric length. `useful` tokens are those up to and with the first end token.
+The weights are random, so next-token probabilities are near uniform: declaring round(rate x vocabulary) end tokens
+gives completions of geometric length. `useful` tokens are those up to and with the first end token.
 """
 
 import statistics

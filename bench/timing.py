@@ -57,7 +57,8 @@ def begin(a, block_size: int = 1024) -> tuple[GPT, Device]:
 
 
 def timed(work, repeats: int) -> tuple[list[float], list, float]:
-    """Seconds of each call of `work()`, its results, and CPU time over wall time (well under 1: the core was shared)."""
+    """Seconds of each call of `work()`, its results, and CPU time over wall time (well under 1: the core was
+    shared)."""
     times, results, cpu, wall = [], [], time.process_time(), time.perf_counter()
     for _ in range(repeats):
         began = time.perf_counter()

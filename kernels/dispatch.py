@@ -32,7 +32,7 @@ def why_not_triton(tensor: torch.Tensor) -> str | None:
     if tensor.device.type != "cuda" and not (interpreted() and tensor.device.type == "cpu"):
         return f"got a {tensor.device.type} tensor, Triton needs a GPU (or TRITON_INTERPRET=1, slow, for tests)"
     if tensor.device.type == "cuda" and tensor.device.index not in (None, torch.cuda.current_device()):
-        return f"got a tensor on {tensor.device}, Triton launches on the current device; call torch.cuda.set_device first"
+        return f"got a tensor on {tensor.device}, which is not the current device; call torch.cuda.set_device first"
     if tensor.dtype not in KERNEL_DTYPES:
         return f"got {tensor.dtype}, the kernels take float32, float16 and bfloat16"
     if interpreted() and tensor.dtype == torch.bfloat16:

