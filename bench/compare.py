@@ -113,10 +113,8 @@ def main():
         share = [statistics.median(r["cpu_over_wall"] for r in results[name]) for name in ("kept", "ours")]
         ratio = rates["ours"] / max(rates["stock"], rates["kept"])
         shown = " | ".join(f"{rate:,.0f}" if rate > 10 else f"{rate:.3f}" for rate in rates.values())
-        print(
-            f"| {row.what} | {shown} | **{ratio:.2f}x** | {row.at_least}x | {row.aim}x | {share[0]:.2f}, {share[1]:.2f} |",
-            flush=True,
-        )
+        shares = f"{share[0]:.2f}, {share[1]:.2f}"
+        print(f"| {row.what} | {shown} | **{ratio:.2f}x** | {row.at_least}x | {row.aim}x | {shares} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def main():
         for i in range(0, len(part), size):
             with device.autocast():
                 out = model.generate(
-                    part[i : i + size], n_samples=a.samples, max_new_tokens=a.max_new, prefix=prefix or None, eos_id=eos,
-                    temperature=a.temperature, top_p=a.top_p, seed=a.seed, return_logprobs=a.logprobs,
+                    part[i : i + size], n_samples=a.samples, max_new_tokens=a.max_new, prefix=prefix or None,
+                    eos_id=eos, temperature=a.temperature, top_p=a.top_p, seed=a.seed, return_logprobs=a.logprobs,
                 )  # fmt: skip
             useful += int(out.lengths.sum())
             assert bool((out.finished | (out.lengths == a.max_new)).all())
