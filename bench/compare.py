@@ -114,7 +114,8 @@ def main():
         ratio = rates["ours"] / max(rates["stock"], rates["kept"])
         shown = " | ".join(f"{rate:,.0f}" if rate > 10 else f"{rate:.3f}" for rate in rates.values())
         shares = f"{share[0]:.2f}, {share[1]:.2f}"
-        print(f"| {row.what} | {shown} | **{ratio:.2f}x** | {row.at_least}x | {row.aim}x | {shares} |", flush=True)
+        goals = f"{row.at_least}x | {row.aim}x"
+        print(f"| {row.what} | {shown} | **{ratio:.2f}x** | {goals} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Splits: the canonical chain (start, operations, operands; no names or wordings) 
 any text is written. Worksheets in the pre-training text use train chains alone.
 
     python -m data.world --out data/world --seed 0      # under a minute, 12M base-mix tokens
-    python -m data.world --out /tmp/tiny --tokens 50000 # for a quick look
+    python -m data.world --out runs/tiny --tokens 50000 # for a quick look
 """
 
 import argparse
