@@ -4,9 +4,9 @@
     python -m bench.logprob_memory --tokens 8192 --vocab 100352 --rounds 1    ours < 3 GB, naive > 6 GB
 
 The loss is sum(w * logp) with another w for every token, as in a policy gradient. Every run is a process of its own
-(peak memory cannot be reset), the variants take turns, and each run warms up on 256 tokens and words first. Times are CPU seconds
-of one thread, so that another process on the machine disturbs them less; memory is the peak over what the inputs and
-the warm-up took. Prints one JSON line at the end.
+(peak memory cannot be reset), the variants take turns, and each run warms up on 256 tokens and words first. Times are
+CPU seconds of one thread, so that another process on the machine disturbs them less; memory is the peak over what the
+inputs and the warm-up took. Prints one JSON line at the end.
 """
 
 import argparse
