@@ -138,6 +138,8 @@ def setup(args) -> Device:
     if name.split(":")[0] not in {found, "cpu"}:
         raise UserError(f"--device {name}: torch finds no such device here; use --device {found}")
     device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches on the current device
     dtype, why = (
         torch.float32,
         "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it",
