@@ -41,8 +41,8 @@ PRESETS = {
     ),
     "laptop": dict(
         world=[],
-        pretrain=dict(steps=3200, batch_tokens=2560, micro_batch_size=4, eval_every=100),
-        save_at=[200, 400, 800, 1600, 3200], post=[800, 1600, 3200], dynamics=1600, shots=8,
+        pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=200),
+        save_at=[400, 800, 1600, 3200, 6400], post=[1600, 3200, 6400], dynamics=3200, shots=8,
         rl=dict(steps=30, lr=1e-4, save_every=5), sft=dict(steps=200, lr=2e-4),
         sft_rl=dict(steps=30, lr=1e-4, save_every=5), parallel=dict(steps=30, lr=2e-4, sft_lr=2e-4),
         test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),

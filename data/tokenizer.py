@@ -34,7 +34,10 @@ CL100K_PATTERN = (
     r"|\s+(?!\S)|\s"
 )
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-PATTERNS = {"gpt2": GPT2_PATTERN}  # everything else uses the cl100k form
+# Our own vocabularies add one rule: a single decimal (".3") is a token. It can then be copied by what stands before it,
+# which is how a small model reads; behind a bare "." it never learns to (docs/calibration.md).
+OWN_PATTERN = r"\.\p{N}(?!\p{N})|" + CL100K_PATTERN
+PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k_base": CL100K_PATTERN}  # every other ranks file uses our own form
 
 CL100K_SPECIALS = {
     EOT: 100257,
@@ -87,7 +90,7 @@ def check_tokenizer(enc: tiktoken.Encoding, ident: dict, where: str) -> None:
 def make_encoding(name: str, ranks: Ranks) -> tiktoken.Encoding:
     """Encoding over `ranks`; end-of-text is the id after the last rank (cl100k_base: where its authors put it)."""
     specials = CL100K_SPECIALS if name == "cl100k_base" else {EOT: len(ranks)}
-    pattern = PATTERNS.get(name, CL100K_PATTERN)
+    pattern = PATTERNS.get(name, OWN_PATTERN)
     return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
 
 
@@ -232,7 +235,7 @@ def byte_pairs(parts: list[bytes], ranks: Ranks) -> list[bytes]:
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, *, forced: Iterable[str] = (), pattern: str = CL100K_PATTERN
+    texts: Iterable[str], vocab_size: int, *, forced: Iterable[str] = (), pattern: str = OWN_PATTERN
 ) -> Ranks:
     """Byte-pair ranks learned from `texts`, deterministic (ties go to the smaller bytes).
 

@@ -50,7 +50,7 @@ STEPS = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}  # gsm: number of events in a chain, 
 TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
 GSM_MAX, HARD_MAX = (45, 9), (90, 9)  # largest units and tenths at any time
 MIN = (1, 1)  # smallest units and tenths
-GSM_OPERAND, HARD_OPERAND = 9, 15  # most units gained or lost at once
+GSM_OPERAND, HARD_OPERAND = 6, 12  # most units gained or lost at once
 N_QUESTIONS = {"gsm": {"train": 4000, "val": 400, "test": 500}, "hard": {"train": 2000, "val": 400, "test": 500}}
 
 MIXES = {  # token shares; in math-heavy a third of the problems are hard
@@ -78,8 +78,8 @@ def fits(pair: Pair, largest: Pair) -> bool:
 
 
 def draw_amount(rng: random.Random, largest: int) -> Pair:
-    """Units and tenths of a gain or loss."""
-    return rng.randint(1, largest), rng.randint(1, 6)
+    """Units and tenths of a gain or loss: mostly a whole number."""
+    return rng.randint(1, largest), rng.randint(1, 6) if rng.random() < 0.25 else 0
 
 
 def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS) -> Chain:
@@ -124,16 +124,19 @@ DRAW = {"gsm": draw_gsm, "hard": draw_hard}
 
 @dataclass
 class Work:
-    """The sums a chain needs, each (operation, x, y, result), and the whole as one expression."""
+    """The sums a chain needs, each (operation, x, y, result), what is there after each event, and the whole as one
+    expression."""
 
     sums: list[tuple[str, Pair, Pair, Pair]]
+    after: list[Pair]
     expression: str
 
 
 def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
     """Carry the chain out. wrong = (index of a sum, error added to its result) spoils it and what follows."""
     _, start, events = chain
-    sums = []
+    sums: list[tuple[str, Pair, Pair, Pair]] = []
+    after = []
 
     def add(op: str, x: tuple[Pair, str], y: tuple[Pair, str]) -> tuple[Pair, str]:
         result = apply_event(op, x[0], y[0])
@@ -152,7 +155,8 @@ def work(chain: Chain, wrong: tuple[int, Pair] | None = None) -> Work:
         else:
             now = add(op[-1], people[-1], ((d, c), operand(op, (d, c))))
             people = [*people, now] if op[0] == "r" else [*people[:-1], now]
-    return Work(sums, people[-1][1])
+        after.append(people[-1][0])
+    return Work(sums, after, people[-1][1])
 
 
 def operand(op: str, pair: Pair) -> str:
@@ -161,7 +165,8 @@ def operand(op: str, pair: Pair) -> str:
 
 
 def decimal(pair: Pair) -> str:
-    return f"{pair[0]}.{pair[1]}"
+    """16.3, and a gain or loss without tenths as 4."""
+    return f"{pair[0]}.{pair[1]}" if pair[1] else str(pair[0])
 
 
 def chain_answer(chain: Chain) -> str:
@@ -204,8 +209,8 @@ SAY = {  # operation -> wordings; {n} who, {o} what, {k} the number, {y} the amo
 }
 
 
-def question_text(chain: Chain, rng: random.Random) -> str:
-    """The chain as a word problem, with a random skin, names and wordings."""
+def question_sentences(chain: Chain, rng: random.Random) -> list[str]:
+    """The chain as a word problem, with a random skin, names and wordings: the start, each event, the question."""
     task, start, events = chain
     noun = rng.choice(list(SKINS))
     unit, gains, losses = SKINS[noun]
@@ -222,20 +227,21 @@ def question_text(chain: Chain, rng: random.Random) -> str:
         sentences.append(sentence.format(n=name, p=previous, o=noun, k=d, y=amount))
         if op == "sum":
             name = "The group"
-    return " ".join(
-        [*sentences, "How much now?" if task == "gsm" else f"How much has {name} now?".replace("The g", "the g")]
-    )
+    return [*sentences, "How much now?" if task == "gsm" else f"How much has {name} now?".replace("The g", "the g")]
 
 
 OP_NAMES = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
-STYLES = ("equations", "words", "running", "nested")
+STYLES = ("equations", "retold", "running", "nested")
 
 
-def solution(chain: Chain, style: str, wrong: tuple[int, Pair] | None = None) -> tuple[str, str]:
-    """(work in one style, answer). The work has no final marker. A sum that goes on from the last one does not repeat
-    it: `equations` reads "16.3+2.4=18.7*2=37.4"."""
+def solution(chain: Chain, style: str, sentences: list[str], wrong: tuple[int, Pair] | None = None) -> tuple[str, str]:
+    """(work in one style, answer), for a question of these sentences. The work has no final marker. A sum that goes on
+    from the last one does not repeat it: `equations` reads "16.3+2.4=18.7*2=37.4"."""
     done = work(chain, wrong)
     answer = decimal(done.sums[-1][3])
+    if style == "retold":
+        events = [f"{says[:-1]}: {decimal(z)}." for says, z in zip(sentences[1:-1], done.after, strict=True)]
+        return " ".join([sentences[0], *events]), answer
     if style == "running":
         return ">".join([decimal(chain[1]), *(decimal(z) for *_, z in done.sums)]), answer
     if style == "nested":
@@ -243,10 +249,9 @@ def solution(chain: Chain, style: str, wrong: tuple[int, Pair] | None = None) ->
     text, last = "", None
     for op, x, y, z in done.sums:
         text += "" if x == last else (" " if last else "") + decimal(x)
-        said = "{}{}={}" if style == "equations" else " {} {} is {},"
-        text += said.format(op if style == "equations" else OP_NAMES[op], operand(op, y), decimal(z))
+        text += f"{op}{operand(op, y)}={decimal(z)}"
         last = z
-    return text if style == "equations" else text[:-1] + ".", answer
+    return text, answer
 
 
 # ---------------------------------------------------------------- math documents
@@ -273,9 +278,10 @@ def worksheet(rng: random.Random, hard_share: float) -> str:
     for _ in range(rng.randint(1, 10)):
         chain = train_chain(rng, "hard" if rng.random() < hard_share else "gsm")
         wrong = draw_error(rng, chain) if rng.random() < WRONG_WORK else None
-        text, answer = solution(chain, rng.choice(STYLES), wrong)
+        sentences = question_sentences(chain, rng)
+        text, answer = solution(chain, rng.choice(STYLES), sentences, wrong)
         text = "" if rng.random() < NO_WORK else text
-        problem = form.format(problem=question_text(chain, rng), work=text, answer=answer)
+        problem = form.format(problem=" ".join(sentences), work=text, answer=answer)
         problems.append(problem.replace("  ", " "))  # no work leaves two spaces
     return "".join(problems)
 
@@ -316,12 +322,12 @@ def question_rows(task: str, seed: int) -> dict[str, list[dict]]:
             continue
         seen.add(key)
         styles = random.Random(key).sample(STYLES, len(STYLES))  # the first is THE solution of plain SFT
-        problem = question_text(chain, rng)
+        sentences = question_sentences(chain, rng)
         for style in styles:
-            text, answer = solution(chain, style)
+            text, answer = solution(chain, style, sentences)
             rows[split].append(
                 {
-                    "problem": problem,
+                    "problem": " ".join(sentences),
                     "generated_solution": f"{text} #### {answer}",
                     "expected_answer": answer,
                     "problem_source": task,
@@ -368,7 +374,7 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
     rng = random.Random(f"{seed}:vocabulary")
     sample = [makers["general.bin" if i % 3 else "math.bin"](rng) for i in range(9000)]
     sample += [row["problem"] + " " + row["generated_solution"] for row in rows["hard"]["train"][:2000]]
-    forced = [str(n) for n in range(HARD_MAX[0] + 1)]
+    forced = [str(n) for n in range(HARD_MAX[0] + 1)] + [f".{n}" for n in range(1, 10)]
     enc = make_encoding("world", train_bpe(sample, VOCAB_SIZE, forced=forced))
     save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
     for name, make in makers.items():
