@@ -11,7 +11,7 @@ local step of each side, rollouts come from the RL side, moments persist.
 
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
-    python merge.py --init runs/base/ckpt_003200.pt --out runs/parallel                 # laptop, about 3 minutes
+    python merge.py --init runs/base/ckpt_006400.pt --out runs/parallel                 # laptop, about 3 minutes
     python merge.py --average runs/rl/ckpt_000030.pt runs/sft/ckpt_000200.pt --weights 0.5 0.5 --out runs/mean.pt
 """
 

@@ -10,7 +10,7 @@ flags below is the paper's run; (2) checkpoints are log-spaced by default, the p
 (3) attention crosses document borders inside a window, as in the paper's stack.
 
     python -m data.world --out data/world                      # once, under a minute
-    python train_pretrain.py --out runs/base                   # 8M tokens, about 8 minutes on 2 laptop cores
+    python train_pretrain.py --out runs/base                   # 8M tokens, about 20 minutes on 2 slow cores
     python train_pretrain.py --data data/dolmino --preset olmo2-1b --block-size 4096 --batch-tokens 2097152 --steps
     23842 \\
         --lr 4e-4 --warmup-steps 477 --z-loss 1e-5 --micro-batch-size 4 --save-every 1000 --seed 6198 --out runs/1b
@@ -44,12 +44,12 @@ from model import PRESETS, build_model, load_model
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_args(p, steps=3200, lr=3e-3, pretrain=True)
+    add_training_args(p, steps=6400, lr=6e-3, pretrain=True)
     g = p.add_argument_group("Model and data")
     g.add_argument("--preset", default="world", choices=list(PRESETS), help="model shape")
     g.add_argument("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
     g.add_argument("--block-size", type=int, default=640, help="window in tokens")
-    g.add_argument("--batch-tokens", type=int, default=2560, help="tokens of one optimizer step, all micro-batches")
+    g.add_argument("--batch-tokens", type=int, default=1280, help="tokens of one optimizer step, all micro-batches")
     g.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log-sum-exp; 0 = off")
     g.add_argument(
         "--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts"

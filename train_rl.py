@@ -14,7 +14,7 @@ Departures from the paper: (1) `--loss-norm token` divides by the tokens of the 
 those of each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
-    python train_rl.py --init runs/base/ckpt_003200.pt --out runs/rl                       # laptop, about 2 minutes
+    python train_rl.py --init runs/base/ckpt_006400.pt --out runs/rl                       # laptop, about 2 minutes
     python train_rl.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_rl
 """
 
