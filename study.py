@@ -27,7 +27,7 @@ from common import UserError, run, writable_dir
 
 HERE = Path(__file__).parent
 
-# Rates and steps come from a prototype; they are to be chosen on validation questions once the world is calibrated.
+# Rates: chosen on validation questions at one checkpoint (docs/tuning.md). Steps: what 45 minutes on two cores allow.
 PRESETS = {
     "smoke": dict(
         world=["--tokens", "600000"],
@@ -42,10 +42,10 @@ PRESETS = {
     "laptop": dict(
         world=[],
         pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=200),
-        save_at=[400, 800, 1600, 3200, 6400], post=[1600, 3200, 6400], dynamics=3200, shots=8,
-        rl=dict(steps=30, lr=1e-4, save_every=5), sft=dict(steps=200, lr=2e-4),
-        sft_rl=dict(steps=30, lr=1e-4, save_every=5), parallel=dict(steps=30, lr=2e-4, sft_lr=2e-4),
-        test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
+        save_at=[400, 800, 1600, 3200, 6400], post=[1600, 3200, 6400], dynamics=6400, shots=8,
+        rl=dict(steps=24, lr=3e-4, save_every=4), sft=dict(steps=120, lr=5e-4),
+        sft_rl=dict(steps=24, lr=3e-4, save_every=4), parallel=dict(steps=24, lr=6e-4, sft_lr=6e-4),
+        test=dict(limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     ),
 }  # fmt: skip
 
