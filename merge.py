@@ -12,7 +12,7 @@ local step of each side, rollouts come from the RL side, moments persist.
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
     python merge.py --init runs/base/ckpt_006400.pt --out runs/parallel                 # laptop, about 3 minutes
-    python merge.py --average runs/rl/ckpt_000030.pt runs/sft/ckpt_000200.pt --weights 0.5 0.5 --out runs/mean.pt
+    python merge.py --average runs/rl/ckpt_000024.pt runs/sft/ckpt_000120.pt --weights 0.5 0.5 --out runs/mean.pt
 """
 
 import argparse
@@ -70,8 +70,8 @@ def parse_args():
     p.add_argument(
         "--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps"
     )
-    p.add_argument("--sft-lr", type=float, default=2e-4, help="rate of the SFT side; --lr is the RL side's")
-    add_training_args(p, steps=30, lr=1e-4)
+    p.add_argument("--sft-lr", type=float, default=6e-4, help="rate of the SFT side; --lr is the RL side's")
+    add_training_args(p, steps=24, lr=6e-4)
     add_rl_args(p)
     add_sft_args(p)
     add_system_args(p)
