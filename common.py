@@ -13,7 +13,6 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -43,9 +42,7 @@ def run(main) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         name = error.filename or "a file"
-        message = (
-            f"{name} could not be written ({error.strerror}); earlier files are whole: free some space and --resume"
-        )
+        message = f"{name} could not be written ({error.strerror}); older files are whole: free some space and --resume"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -140,10 +137,8 @@ def setup(args) -> Device:
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device
-    dtype, why = (
-        torch.float32,
-        "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it",
-    )
+    dtype = torch.float32
+    why = "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it"
     if args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda"):
         on_cpu = device.type == "cpu" and matmul_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
         if on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported()):
@@ -163,10 +158,8 @@ def setup(args) -> Device:
         kernels = describe(args.kernels, device)
     except RuntimeError as error:
         raise UserError(f"--{error}") from error
-    print(
-        f"device {device} | dtype {str(dtype)[6:]} ({why}) | kernels {kernels} | {torch.get_num_threads()} threads",
-        flush=True,
-    )
+    threads = torch.get_num_threads()
+    print(f"device {device} | dtype {str(dtype)[6:]} ({why}) | kernels {kernels} | {threads} threads", flush=True)
     return Device(device, dtype)
 
 
@@ -208,17 +201,6 @@ def step_with_clip(model, optimizer, grad_clip: float, step: int = 0, out="the r
     return norm
 
 
-def draw(n: int, count: int, step: int, seed: int) -> list[int]:
-    """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches.
-    A pure function of its arguments, so that resuming needs no state."""
-    return [permutation(n, seed, position // n)[position % n] for position in range(step * count, (step + 1) * count)]
-
-
-@lru_cache(maxsize=4)
-def permutation(n: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-
-
 def check_finite(value: float, step: int, out, what: str = "loss") -> None:
     if not math.isfinite(value):
         raise UserError(
@@ -238,9 +220,7 @@ class Run:
         found = sorted(self.out.glob("ckpt_*.pt"))
         later = [p.name for p in found if int(p.stem[5:]) > start_step]
         if later and args.resume:
-            raise UserError(
-                f"{self.out} holds {later[-1]}, later than {args.resume}: resume that, or give another --out"
-            )
+            raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
         if found and not args.resume:
             raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
         (self.out / "config.json").write_text(json.dumps(vars(args), indent=1) + "\n")
@@ -283,15 +263,6 @@ class Run:
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         })  # fmt: skip
         print(f"saved {path}", flush=True)
-
-
-def check_context(prompts: list[list[int]], new_tokens: int, block_size: int) -> None:
-    longest = max(map(len, prompts))
-    if longest + new_tokens > block_size:
-        raise UserError(
-            f"prompt of {longest} tokens + {new_tokens} new tokens exceeds the model's context of {block_size}; "
-            "shorten one (--max-new-tokens, --n-shot) or pre-train with a longer --block-size"
-        )
 
 
 def writable_dir(path: Path) -> None:
@@ -352,11 +323,8 @@ def weights_hash(weights: dict) -> str:
 
 def parent_of(path, ckpt: dict) -> dict:
     """What a checkpoint records of the file it was started from."""
-    return {
-        "file": Path(path).name,
-        **{k: ckpt[k] for k in ("stage", "step", "tokens")},
-        "hash": weights_hash(ckpt["model"]),
-    }
+    kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
+    return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
 
 
 @dataclass
@@ -390,14 +358,6 @@ def load_start(args, ckpt: dict | None, device: Device):
         return model, enc, questions, Start(0, *behind, parent_of(path, source), identity)
     note_changes(ckpt, identity)
     return model, enc, questions, Start(ckpt["step"], *behind, ckpt["parent"], identity, ckpt["optimizer"])
-
-
-def reference_weights(args, start: Start) -> dict:
-    """The starting checkpoint's weights, for a KL term; after --resume they come from the file that --init named."""
-    ckpt = load_checkpoint(args.init)
-    if weights_hash(ckpt["model"]) != start.parent["hash"]:
-        raise UserError(f"{args.init} is not the file this run began from; put it back, or resume with --kl-coef 0")
-    return ckpt["model"]
 
 
 def note_changes(ckpt: dict, identity: dict) -> None:

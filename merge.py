@@ -29,16 +29,13 @@ from common import (
     UserError,
     add_system_args,
     add_training_args,
-    check_context,
     check_finite,
-    draw,
     load_checkpoint,
     load_start,
     lr_at,
     make_optimizer,
     parent_of,
     parse,
-    reference_weights,
     run,
     save_checkpoint,
     set_lr,
@@ -47,15 +44,16 @@ from common import (
     weights_hash,
     writable_dir,
 )  # fmt: skip
-from data.math_qa import format_prompt, template_for
-from train_rl import add_rl_args, check_rl_args, grpo_step, rollout, rollout_metrics
+from data.math_qa import draw, format_prompt, template_for
+from model import check_context
+from train_rl import add_rl_args, check_rl_args, grpo_step, reference_weights, rollout, rollout_metrics, stop_strings
 from train_sft import add_sft_args, load_examples, sft_gradient
 
 PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512,
-        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01,
+        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos",
     ),
 }  # fmt: skip
 
@@ -164,6 +162,7 @@ def main():
     examples = load_examples(enc, questions, template, args.gold)
     check_context(prompts, args.max_new_tokens, rl_side.config.block_size)
     check_context([prompt + target for prompt, target in examples], 0, rl_side.config.block_size)
+    stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
     if ckpt:
         rl_optimizer.load_state_dict(start.optimizer["rl"])
@@ -184,7 +183,7 @@ def main():
         set_lr(rl_optimizer, lr := lr_at(step, args, args.lr, "constant"))
         set_lr(sft_optimizer, lr_at(step, args, args.sft_lr, "constant"))
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
-        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device)
+        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device, stop)
         metrics = rollout_metrics(batch, args.group_size) | grpo_step(
             rl_side, ref, rl_optimizer, batch, args, device, step
         )  # theta_A

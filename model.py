@@ -534,3 +534,12 @@ def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str =
         ) from error
     model.impl = impl
     return model.to(device)
+
+
+def check_context(prompts: list[list[int]], new_tokens: int, block_size: int) -> None:
+    longest = max(map(len, prompts))
+    if longest + new_tokens > block_size:
+        raise UserError(
+            f"prompt of {longest} tokens + {new_tokens} new tokens exceeds the model's context of {block_size}; "
+            "shorten one (--max-new-tokens, --n-shot) or pre-train with a longer --block-size"
+        )

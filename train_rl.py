@@ -30,27 +30,27 @@ from common import (
     UserError,
     add_system_args,
     add_training_args,
-    check_context,
     check_finite,
-    draw,
+    load_checkpoint,
     load_start,
     lr_at,
     make_optimizer,
     parse,
-    reference_weights,
     run,
     set_lr,
     setup,
     step_with_clip,
+    weights_hash,
 )  # fmt: skip
-from data.math_qa import extract_answer, format_prompt, reward, template_for
+from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
+from model import check_context
 
 PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4, kl_coef=1e-3,
-        max_new_tokens=2048, weight_decay=0.01,
+        max_new_tokens=2048, weight_decay=0.01, stop="eos",
     ),
 }  # fmt: skip
 
@@ -60,6 +60,8 @@ def add_rl_args(p) -> None:
     g.add_argument("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
     g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
     g.add_argument("--max-new-tokens", type=int, default=64, help="longest completion in tokens")
+    stop_help = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
+    g.add_argument("--stop", default="template", choices=["template", "eos"], help=stop_help)
     g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
     g.add_argument(
         "--updates-per-batch",
@@ -182,18 +184,24 @@ class Batch:
     advantages: torch.Tensor  # (N,)
     texts: list[str]
     gold: list[str]
-    finished: torch.Tensor  # (N,) bool: ended by end-of-text
+    finished: torch.Tensor  # (N,) bool: ended by end-of-text or a stop string
 
     def rows(self, part: list[int]):
         return [self.prompts[r] for r in part], [self.completions[r] for r in part]
 
 
-def rollout(model, enc, questions, prompts, indices, step, args, device) -> Batch:
-    """Sample G completions of each drawn question, check the answers, centre the rewards."""
+def stop_strings(args, enc, template) -> StopStrings | None:
+    """Where rollouts end besides end-of-text. A base model that is not stopped after its answer runs on into a new
+    question: those tokens share the answer's reward, so most of the gradient teaches running on."""
+    return StopStrings(enc, template.stops) if args.stop == "template" else None
+
+
+def rollout(model, enc, questions, prompts, indices, step, args, device, stop=None) -> Batch:
+    """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
     with device.autocast():
-        out = model.generate(
+        out = model.generate(  # a place in the batch names the draw: a question that comes twice gets other samples
             [prompts[i] for i in indices], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature, seed=args.seed * 1_000_003 + step, question_ids=indices, eos_id=enc.eot_token,
+            temperature=args.temperature, seed=args.seed * 1_000_003 + step, eos_id=enc.eot_token, stop=stop,
         )  # fmt: skip
     completions = out.completions()
     texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
@@ -250,6 +258,14 @@ def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]
     return micro_batches(batch, rows, args.micro_batch_size)
 
 
+def reference_weights(args, start) -> dict:
+    """The starting checkpoint's weights, for a KL term; after --resume they come from the file that --init named."""
+    ckpt = load_checkpoint(args.init)
+    if weights_hash(ckpt["model"]) != start.parent["hash"]:
+        raise UserError(f"{args.init} is not the file this run began from; put it back, or resume with --kl-coef 0")
+    return ckpt["model"]
+
+
 def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
     """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
     per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
@@ -304,6 +320,7 @@ def main():
     template = template_for(args.task)
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     check_context(prompts, args.max_new_tokens, model.config.block_size)
+    stop = stop_strings(args, enc, template)
     optimizer = make_optimizer(model, args)
     if ckpt:
         optimizer.load_state_dict(start.optimizer)
@@ -321,16 +338,8 @@ def main():
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
-        batch = rollout(
-            model,
-            enc,
-            questions,
-            prompts,
-            draw(len(questions), args.prompts_per_step, step, args.seed),
-            step,
-            args,
-            device,
-        )
+        drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
+        batch = rollout(model, enc, questions, prompts, drawn, step, args, device, stop)
         sampled = time.time()
         metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device, step)
         seconds, done = time.time() - began, step + 1

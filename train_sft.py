@@ -23,9 +23,7 @@ from common import (
     Run,
     add_system_args,
     add_training_args,
-    check_context,
     check_finite,
-    draw,
     load_start,
     lr_at,
     make_optimizer,
@@ -35,7 +33,8 @@ from common import (
     setup,
     step_with_clip,
 )  # fmt: skip
-from data.math_qa import format_prompt, format_target, template_for
+from data.math_qa import draw, format_prompt, format_target, template_for
+from model import check_context
 
 PRESETS = {
     "laptop": {},

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import tiktoken
@@ -150,6 +151,17 @@ def encode_prompts(
         while shared < limit and all(row[shared] == rows[0][shared] for row in rows):
             shared += 1
     return rows[0][:shared], [row[shared:] for row in rows]
+
+
+def draw(n: int, count: int, step: int, seed: int) -> list[int]:
+    """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches.
+    A pure function of its arguments, so that resuming needs no state."""
+    return [permutation(n, seed, position // n)[position % n] for position in range(step * count, (step + 1) * count)]
+
+
+@lru_cache(maxsize=4)
+def permutation(n: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
 
 
 # ---------------------------------------------------------------- stop strings

@@ -80,33 +80,21 @@ def attention_torch(q, k, v, first=None):
 # inputs. docs/kernels.md has the registers, spills and shared bytes of every row; kernels/README.md says how they were
 # chosen. Float32 (ieee, no tensor cores) and the interpreter take one small tile everywhere.
 TILES = {
-    "sm80": {
-        32: ((128, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
-        64: ((128, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
-        128: ((128, 32, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
-    },
-    "sm90": {
-        32: ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-        64: ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-        128: ((128, 64, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
-    },
-    "sm100": {
-        32: ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-        64: ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-        128: ((128, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2)),
-    },
-    "gfx942": {
-        32: ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
-        64: ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
-        128: ((128, 32, 8, 1), (32, 64, 8, 1), (64, 32, 8, 1)),
-    },
+    ("sm80", 64): ((128, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+    ("sm80", 128): ((128, 32, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
+    ("sm90", 64): ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+    ("sm90", 128): ((128, 64, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
+    ("sm100", 64): ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
+    ("sm100", 128): ((128, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2)),
+    ("gfx942", 64): ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
+    ("gfx942", 128): ((128, 32, 8, 1), (32, 64, 8, 1), (64, 32, 8, 1)),
 }
 SMALL_TILES = ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))
 
 
 def tiles_for(target: str, D: int, dtype: torch.dtype):
-    """The row of TILES for a forward, dk/dv and dq."""
-    return SMALL_TILES if target == "interpreter" or dtype == torch.float32 else TILES[target][D]
+    """The row of TILES for a forward, dk/dv and dq; head size 32 takes the row of 64."""
+    return SMALL_TILES if target == "interpreter" or dtype == torch.float32 else TILES[target, max(D, 64)]
 
 
 if triton is not None:
@@ -136,8 +124,7 @@ if triton is not None:
 
     @triton.jit
     def _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_FIRST: tl.constexpr):
-        """(first of each query, lo, left, right, hi): keys lo..left-1 and right..hi-1 need the mask, left..right-1
-        none."""
+        """(first of each query, lo, left, right, hi): keys lo..left-1 and right..hi-1 need the mask, the rest none."""
         hi = tl.minimum(m0 + BLOCK_M, T)
         right = m0 // BLOCK_N * BLOCK_N  # whole blocks of keys that every query of the block has behind it
         if HAS_FIRST:
@@ -178,8 +165,7 @@ if triton is not None:
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
         PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """One block of queries of one head. o is (B, H, T, D) contiguous, lse (B, H, T) in base 2, +inf for a row of no
-        keys."""
+        """One block of queries of a head. o (B, H, T, D) contiguous; lse (B, H, T) in base 2, +inf for no key."""
         blocks = tl.cdiv(T, BLOCK_M)
         m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # the longest first: they finish last
         bh = tl.program_id(0) // blocks
@@ -228,8 +214,7 @@ if triton is not None:
         BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr, MASKED: tl.constexpr,
         PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are (keys, queries): p and ds
-        transposed."""
+        """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are transposed: (keys, queries)."""
         for m0 in range(lo, hi, BLOCK_M):
             offs_m = m0 + tl.arange(0, BLOCK_M)
             q = _load_rows(q_ptr, m0, stride_q, T, BLOCK_M, HEAD_DIM)
@@ -257,8 +242,7 @@ if triton is not None:
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
         PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last (B, key blocks): see
-        `_last_query`."""
+        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last: see `_last_query`."""
         blocks = tl.cdiv(T, BLOCK_N)
         n0 = tl.program_id(0) % blocks * BLOCK_N
         bh = tl.program_id(0) // blocks
@@ -339,9 +323,8 @@ if triton is not None:
 
 
 def _last_query(first, block: int):
-    """(B, key blocks) int32: one past the last query that sees any key of the block, so that dk/dv can stop there.
-    Taken from the running minimum seen from the right, it holds for any `first`; on a GPU nobody checks that `first` is
-    sorted."""
+    """(B, key blocks) int32: one past the last query that sees any key of the block, where dk/dv may stop. A running
+    minimum from the right makes it hold for any `first`; on a GPU nobody checks that `first` is sorted."""
     T = first.shape[1]
     lowest = first.flip(1).cummin(1).values.flip(1).contiguous()
     ends = torch.arange(block, T + block, block, device=first.device, dtype=first.dtype) - 1  # last key of each block
@@ -357,9 +340,8 @@ class _TritonAttention(torch.autograd.Function):
         o = torch.empty(B, H, T, D, dtype=q.dtype, device=q.device)
         lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        options = dict(
-            HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION="ieee" if q.dtype == torch.float32 else "tf32"
-        )
+        precision = "ieee" if q.dtype == torch.float32 else "tf32"
+        options = dict(HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION=precision)
         if q.numel():
             _attn_fwd[(triton.cdiv(T, BLOCK_M) * B * H,)](
                 q, k, v, q if first is None else first, o, lse, *strides, H, H_kv, T, LOG2E * D**-0.5,
@@ -416,8 +398,7 @@ def check_attention(q, k, v, first) -> None:
 
 
 def attention(q, k, v, *, first=None, impl: str = "auto"):
-    """softmax(q k^T / sqrt(D)) v over the keys first[b, t]..t of each query t: (B, H, T, D) in q's dtype,
-    differentiable.
+    """softmax(q k^T / sqrt(D)) v over the keys first[b, t]..t of each query t, (B, H, T, D) in q's dtype.
 
     q (B, H, T, D), k and v (B, H_kv, T, D), H a multiple of H_kv; float32 (ieee products), float16 or bfloat16 with
     float32 accumulation (under autocast: its dtype). D is 32, 64 or 128 for Triton, anything for torch. first (B, T)

@@ -18,7 +18,6 @@ from tiny import assert_same, load, read_jsonl, tiny_model, write_ckpt
 import common
 from common import (
     UserError,
-    draw,
     load_checkpoint,
     lr_at,
     make_optimizer,
@@ -26,6 +25,8 @@ from common import (
     step_with_clip,
     weights_hash,
 )
+from data.math_qa import draw
+from model import check_context
 
 ROOT = Path(common.__file__).parent
 SFT = "--batch-size 4 --steps 4 --save-every 2 --lr 1e-3 --threads 1".split()
@@ -117,9 +118,9 @@ def test_check_finite(value):
 
 
 def test_check_context_at_the_edge():
-    common.check_context([[1] * 5, [1] * 60], 36, 96)
+    check_context([[1] * 5, [1] * 60], 36, 96)
     with pytest.raises(UserError, match=r"prompt of 60 tokens \+ 37 new tokens exceeds .* 96"):
-        common.check_context([[1] * 60, [1] * 5], 37, 96)
+        check_context([[1] * 60, [1] * 5], 37, 96)
 
 
 # ------------------------------------------------------------------------------------------------------ user errors

@@ -9,8 +9,8 @@ import torch
 from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt, write_jsonl, write_world
 
 from common import Device, make_optimizer
-from data.math_qa import load_questions
-from train_rl import Batch, group_advantages, grpo_gradient, grpo_loss, grpo_step, loss_weights, rollout
+from data.math_qa import load_questions, template_for
+from train_rl import Batch, group_advantages, grpo_gradient, grpo_loss, grpo_step, loss_weights, rollout, stop_strings
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
@@ -286,6 +286,29 @@ def test_rollouts_of_two_steps_differ(world):
     draws = [rollout(model, BYTES, questions, prompts, [0, 1], step, args, CPU).completions for step in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len({tuple(c) for c in draws[0] + draws[2]}) == 12
+
+
+def test_a_question_drawn_twice_gets_other_samples(world):
+    questions = load_questions(world, "gsm", "train")
+    batch = rollout(
+        tiny_model(8, scale=1.0), BYTES, questions, [[EOT, 1, 2]] * len(questions), [1, 1], 0, settings(), CPU
+    )
+    assert len({tuple(c) for c in batch.completions}) == len(batch.completions) == 6
+
+
+@pytest.mark.parametrize("stop", ["template", "eos"])
+def test_rollouts_end_at_the_stop_string(stop, world):
+    """A model that answers, breaks the line and runs on: with the template's stop it ends with the line, and that last
+    token is in the completion; without, it runs to the limit and the run-on shares the answer's reward."""
+    questions = load_questions(world, "gsm", "train")
+    prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
+    table = chain_table("\\boxed{13}", ":")
+    table[ord("}"), ord("\n")], table[ord("\n"), ord("Q")], table[ord("Q"), ord("Q")] = 90.0, 60.0, 60.0
+    args = settings(max_new_tokens=16, stop=stop)
+    stops = stop_strings(args, BYTES, template_for("gsm"))
+    batch = rollout(bigram_model(table), BYTES, questions, prompts, [0], 0, args, CPU, stops)
+    assert batch.texts[0] == ("\\boxed{13}\n" if stop == "template" else "\\boxed{13}\nQQQQQ")
+    assert bool(batch.finished.all()) == (stop == "template") and int(batch.lengths[0]) == len(batch.completions[0])
 
 
 def test_rl_learns(tmp_path, ok):
