@@ -42,7 +42,7 @@ from model import load_model
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
 
-def parse_args():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     g = p.add_argument_group("Input and output")
     g.add_argument("--ckpt", required=True, metavar="CKPT")
@@ -80,7 +80,11 @@ def parse_args():
         "--prompts-per-batch", type=int, default=64, help="questions sampled together: memory and speed only"
     )
     add_system_args(p)
-    args = p.parse_args()
+    return p
+
+
+def parse_args():
+    args = parser().parse_args()
     if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
     if max(args.k) > args.n_samples or min(args.k) < 1:

@@ -58,7 +58,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def parse_args():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     p.add_argument(
@@ -73,6 +73,11 @@ def parse_args():
     add_rl_args(p)
     add_sft_args(p)
     add_system_args(p)
+    return p
+
+
+def parse_args():
+    p = parser()
     args = p.parse_args()
     if args.average:
         if args.init or args.resume:

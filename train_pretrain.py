@@ -42,7 +42,7 @@ from data.tokens import TokenMix, load_meta, val_batches
 from model import PRESETS, build_model, load_model
 
 
-def parse_args():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_args(p, steps=6400, lr=6e-3, pretrain=True)
     g = p.add_argument_group("Model and data")
@@ -59,7 +59,11 @@ def parse_args():
     )
     g.add_argument("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
     add_system_args(p)
-    args, ckpt = parse(p)
+    return p
+
+
+def parse_args():
+    args, ckpt = parse(parser())
     if args.batch_tokens < args.block_size:
         raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
     if not ckpt and not args.save_at and not args.save_every:

@@ -101,13 +101,17 @@ def check_rl_args(args) -> None:
         )
 
 
-def parse_args():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=24, lr=3e-4)
     add_rl_args(p)
     add_system_args(p)
-    args, ckpt = parse(p, PRESETS)
+    return p
+
+
+def parse_args():
+    args, ckpt = parse(parser(), PRESETS)
     check_rl_args(args)
     return args, ckpt
 
