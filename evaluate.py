@@ -37,6 +37,7 @@ from data.math_qa import (
     template_for,
 )  # fmt: skip
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
+from data.tokens import load_meta, val_batches
 from model import load_model
 
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--split", default="test", choices=["val", "test"])
     g.add_argument("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
+    g.add_argument("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     g = p.add_argument_group("Sampling")
     g.add_argument("--k", type=int, nargs="+", default=[1, 8, 32])
     g.add_argument("--n-samples", type=int, default=32, help="completions of each question")
@@ -171,6 +173,30 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
     return result, samples
 
 
+# ----------------------------------------------------------------------------------------------------------- movement
+@torch.no_grad()
+def movement(model, reference, data, device, max_tokens: int = 65_536) -> dict:
+    """How far `model` is from `reference`: L2 distance of the weights, absolute and over the reference's norm, and on
+    held-out (general) text the mean KL(reference || model) and both losses, nats a token."""
+    start = dict(reference.named_parameters())
+    moved = math.sqrt(sum((p - start[name]).square().sum().item() for name, p in model.named_parameters()))
+    norm = math.sqrt(sum(p.square().sum().item() for p in start.values()))
+    rows = torch.cat(list(val_batches(data, model.config.block_size, 4, max_tokens)))
+    general = load_meta(data)["mixes"].get("base", {}).get("general.bin", 1.0)  # a world's general text comes first
+    kl = loss = loss_reference = count = 0.0
+    for batch in rows[: max(1, round(general * len(rows)))].to(device.device).split(4):
+        with device.autocast():
+            p, q = (m(batch[:, :-1]).float().log_softmax(-1) for m in (reference, model))
+        kl += (p.exp() * (p - q)).sum().item()
+        at = batch[:, 1:, None]
+        loss, loss_reference = loss - q.gather(-1, at).sum().item(), loss_reference - p.gather(-1, at).sum().item()
+        count += at.numel()
+    return {
+        "distance": moved, "relative_distance": moved / norm,
+        "kl": kl / count, "loss": loss / count, "loss_reference": loss_reference / count,
+    }  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------------- tables
 def percent(value: float, stderr: float) -> str:
     return f"{100 * value:.1f} ± {100 * stderr:.1f}"
@@ -225,6 +251,14 @@ def main():
         enc = load_tokenizer(ckpt["tokenizer"]["name"])  # real sets need nothing of --data's default, the world
     check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
+    if args.reference:
+        other = load_checkpoint(args.reference)
+        if other["model_config"] != ckpt["model_config"]:
+            raise UserError(
+                f"--reference {args.reference}: another model shape than {args.ckpt}; give one of its parents"
+            )
+        check_tokenizer(enc, other["tokenizer"], args.reference)
+        reference = load_model(other, args.reference, device.device, args.kernels)
     tasks = args.tasks or default_tasks(folder)
     unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
     if unknown:
@@ -251,6 +285,13 @@ def main():
     if results["benchmarks"]:
         leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
         results["general_average"] = sum(leading) / len(leading)
+    if args.reference:
+        results["movement"] = {
+            "reference": parent_of(args.reference, other),
+            **movement(model, reference, folder, device),
+        }
+        shown = {k: v for k, v in results["movement"].items() if k != "reference"}
+        print("movement | " + " | ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     print_table(results, args)
     if samples:
         print(
@@ -265,7 +306,7 @@ def main():
         **results,
     }
     temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
-    temporary.write_text(json.dumps(report) + "\n")
+    temporary.write_text(json.dumps(report, separators=(",", ":")) + "\n")
     os.replace(temporary, path)
     path.with_suffix(".samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     print(f"\nwrote {path}")

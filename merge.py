@@ -9,6 +9,8 @@ local step of each side, rollouts come from the RL side, moments persist.
 
 `--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape.
 
+`--combine` has two ablations on one set of weights: alternating steps, and one optimizer on the summed loss.
+
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
     python merge.py --init runs/base/ckpt_006400.pt --out runs/parallel                 # laptop, about 3 minutes
@@ -68,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps"
     )
+    how = (
+        "average (the method) | alternate: an SFT step, then an RL step | sum: one step of one optimizer on both losses"
+    )
+    p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
     p.add_argument("--sft-lr", type=float, default=6e-4, help="rate of the SFT side; --lr is the RL side's")
     add_training_args(p, steps=24, lr=6e-4)
     add_rl_args(p)
@@ -77,8 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    p = parser()
-    args = p.parse_args()
+    args = parser().parse_args()
     if args.average:
         if args.init or args.resume:
             raise UserError("--average merges finished checkpoints and --init or --resume trains; give one of them")
@@ -92,11 +97,13 @@ def parse_args():
         if len(args.weights) != len(args.average):
             raise UserError(f"{len(args.weights)} --weights for {len(args.average)} checkpoints; give one weight each")
         return args, None
-    args, ckpt = parse(p, PRESETS)
+    args, ckpt = parse(parser(), PRESETS)
     check_rl_args(args)
     args.weights = args.weights or [0.5, 0.5]
     if len(args.weights) != 2:
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
+    if args.combine == "sum" and args.updates_per_batch > 1:
+        raise UserError("--combine sum takes one step on both gradients; it needs --updates-per-batch 1")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
     if args.sync_every < 1 or any(n % args.sync_every for n in [args.steps, *saves]):
         raise UserError(
@@ -161,7 +168,7 @@ def main():
     device = setup(args)
     rl_side, enc, questions, start = load_start(args, ckpt, device)
     template = template_for(args.task)
-    sft_side = copy.deepcopy(rl_side)
+    sft_side = copy.deepcopy(rl_side) if args.combine == "average" else rl_side
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     examples = load_examples(enc, questions, template, args.gold)
@@ -187,20 +194,19 @@ def main():
         began = time.time()
         set_lr(rl_optimizer, lr := lr_at(step, args, args.lr, "constant"))
         set_lr(sft_optimizer, lr_at(step, args, args.sft_lr, "constant"))
-        drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
-        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device, stop)
-        metrics = rollout_metrics(batch, args.group_size) | grpo_step(
-            rl_side, ref, rl_optimizer, batch, args, device, step
-        )  # theta_A
         pairs = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed + 1)]
         stats = sft_gradient(sft_side, pairs, args, device)
         check_finite(stats["loss"], step + 1, args.out)
-        metrics |= {
-            "sft/loss": stats["loss"],
-            "sft/grad_norm": step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out),
-        }  # theta_B
+        metrics = {"sft/loss": stats["loss"]}
+        if args.combine != "sum":  # there the gradient waits for RL's, and grpo_step takes one step on both
+            norm = step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out)  # theta_B
+            metrics["sft/grad_norm"] = norm
+        drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
+        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device, stop)
+        metrics |= rollout_metrics(batch, args.group_size)
+        metrics |= grpo_step(rl_side, ref, rl_optimizer, batch, args, device, step)  # theta_A
         done = step + 1
-        if done % args.sync_every == 0:
+        if args.combine == "average" and done % args.sync_every == 0:
             synchronise(rl_side, sft_side, anchor, args.weights)
         seconds = time.time() - began
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}

@@ -165,15 +165,15 @@ def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, mic
     scored = model.continuation_logprobs(contexts, choices, micro_batch_tokens=micro_batch_tokens)
     per_item, hits, hits_norm = [], 0, 0
     for item, pairs in zip(items, scored, strict=True):
-        logprobs = [logprob for logprob, _ in pairs]
+        logprobs, fact = [round(logprob, 4) for logprob, _ in pairs], {"fact": item.fact} if item.fact else {}
         if last_word:
             hit = hit_norm = bool(pairs[0][1])
-            per_item.append({"greedy": hit, "gold": 0, "logprobs": logprobs})
+            per_item.append({"greedy": hit, "gold": 0, "logprobs": logprobs} | fact)
         else:
-            pred = _best(logprobs)
-            pred_norm = _best([lp / len(choice) for lp, choice in zip(logprobs, item.choices, strict=True)])
+            pred = _best([logprob for logprob, _ in pairs])
+            pred_norm = _best([lp / len(choice) for (lp, _), choice in zip(pairs, item.choices, strict=True)])
             hit, hit_norm = pred == item.gold, pred_norm == item.gold
-            per_item.append({"pred": pred, "pred_norm": pred_norm, "gold": item.gold, "logprobs": logprobs})
+            per_item.append({"pred": pred, "pred_norm": pred_norm, "gold": item.gold, "logprobs": logprobs} | fact)
         hits, hits_norm = hits + hit, hits_norm + hit_norm
 
     n = len(items)
@@ -181,7 +181,7 @@ def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, mic
     stderr, stderr_norm = (math.sqrt(a * (1 - a) / max(1, n - 1)) for a in (acc, acc_norm))
     result = {"acc": acc, "acc_norm": acc_norm, "n": n, "stderr": stderr, "acc_norm_stderr": stderr_norm}
     if last_word:
-        mean = -sum(row["logprobs"][0] for row in per_item) / n
+        mean = -sum(pairs[0][0] for pairs in scored) / n
         result |= {"acc_norm": None, "acc_norm_stderr": None, "ppl": math.exp(min(mean, 700.0))}  # exp(710) overflows
     return result | {"per_item": per_item}
 

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny import BYTES, bigram_model, chain_table, read_jsonl, write_ckpt
+import torch
+from tiny import BYTES, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt
 
 import evaluate
-from common import UserError, load_checkpoint, weights_hash
+from common import Device, UserError, load_checkpoint, weights_hash
 from data.math_qa import load_questions
+from data.tokens import val_batches
 from evaluate import mean_stderr, pass_at_k
 
 QUICK = "--n-samples 4 --k 1 2 4 --max-new-tokens 12".split()
@@ -221,3 +223,29 @@ def test_default_output_is_beside_the_checkpoint(ok, world, chain):
     ok("evaluate", "--ckpt", ckpt, "--data", world, "--tasks", "gsm", "--split", "val", "--n-shot", "1", *QUICK)
     names = sorted(p.name for p in Path(ckpt).parent.iterdir())
     assert names == ["ckpt_000003.pt", "ckpt_000003.val_1shot.json", "ckpt_000003.val_1shot.samples.jsonl"]
+
+
+def test_movement_by_hand(world):
+    """Bigram models: KL and loss are those of their tables' rows at the tokens read; the distance is of all weights."""
+    tables = [torch.randn(257, 257, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    start, model = (bigram_model(t) for t in tables)
+    got = evaluate.movement(model, start, world, Device(torch.device("cpu"), torch.float32))
+    rows = torch.cat(list(val_batches(world, 96, 4)))
+    rows = rows[: round(0.8 * len(rows))]  # the general text; mathematics follows it
+    p, q = (t.log_softmax(-1)[rows[:, :-1]] for t in tables)
+    assert got["kl"] == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-3)
+    assert got["loss"] == pytest.approx(-q.gather(-1, rows[:, 1:, None]).mean().item(), rel=1e-3)
+    assert got["loss_reference"] == pytest.approx(-p.gather(-1, rows[:, 1:, None]).mean().item(), rel=1e-3)
+    pairs = list(zip(model.parameters(), start.parameters(), strict=True))
+    assert got["distance"] == pytest.approx(math.sqrt(sum((a - b).square().sum().item() for a, b in pairs)), rel=1e-5)
+    same = evaluate.movement(start, start, world, Device(torch.device("cpu"), torch.float32))
+    assert same["distance"] == same["kl"] == 0 and same["loss"] == same["loss_reference"] == got["loss_reference"]
+
+
+def test_reference_goes_into_the_report(ok, refused, world, base, tmp_path):
+    common = ("--ckpt", base, "--data", world, "--tasks", "gsm", *QUICK)
+    ok("evaluate", *common, "--reference", base, "--out", tmp_path / "r.json")
+    moved = json.loads((tmp_path / "r.json").read_text())["movement"]
+    assert moved["kl"] == moved["distance"] == 0 and moved["loss"] > 0
+    other = write_ckpt(tmp_path / "other.pt", tiny_model(1, n_hidden=24))
+    refused("evaluate", *common, "--reference", other, "--out", tmp_path / "s.json", words=("another model shape",))

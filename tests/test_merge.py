@@ -208,3 +208,35 @@ def test_tied_model_stays_tied(ok, world, base, tmp_path):
 def test_parallel_refuses(refused, world, base, tmp_path, flags, words):
     refused("merge", "--init", base, "--data", world, "--out", tmp_path / "run", *PARALLEL, *flags, words=words)
     assert not (tmp_path / "run").exists()
+
+
+def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch):
+    """One step from the same start. Sum: AdamW's first step on the summed gradients; alternate: an SFT step, then an RL
+    step whose rollouts come from the weights after it."""
+    monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))
+    init = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7))
+    questions = load_questions(world, "gsm", "train")
+    prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
+    examples = load_examples(BYTES, questions, template_for("gsm"), gold=False)
+    args = merge.argparse.Namespace(
+        group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std", loss_norm="token", clip_low=0.2,
+        clip_high=0.2, dual_clip=3.0, kl_coef=0.0, micro_batch_size=64, updates_per_batch=1, grad_clip=0.5,
+        sft_loss_norm="token", out="x",
+    )  # fmt: skip
+    pairs = [examples[i] for i in merge.draw(len(examples), 5, 0, 1)]
+    for combine in ("sum", "alternate"):
+        flags = ("--steps", "1", "--stop", "eos", "--combine", combine)
+        ok("merge", "--init", init, "--data", world, "--out", tmp_path / combine, *flags, *PARALLEL)
+        model = tiny_model(7)
+        rl, sft = (torch.optim.AdamW(model.parameters(), lr=r, weight_decay=0.0) for r in (0.002, 0.001))
+        merge.sft_gradient(model, pairs, args, CPU)
+        if combine == "alternate":
+            merge.step_with_clip(model, sft, 0.5)
+        batch = rollout(model, BYTES, questions, prompts, merge.draw(12, 3, 0, 0), 0, args, CPU)
+        merge.grpo_step(model, None, rl, batch, args, CPU)
+        got, start = load(tmp_path / combine / "ckpt_000001.pt")["model"], load(init)["model"]
+        for name, p in model.state_dict().items():
+            assert (got[name] - p).norm() <= 0.01 * (p - start[name]).norm() and not torch.equal(p, start[name]), name
+    words = ("--combine sum", "--updates-per-batch 1")
+    flags = ("--combine", "sum", "--updates-per-batch", "2")
+    refused("merge", "--init", init, "--data", world, "--out", tmp_path / "no", *flags, words=words)
