@@ -74,6 +74,7 @@ OLMO2 = dict(
 )
 PRESETS = {
     "world": GPTConfig(qk_norm=True),
+    "world-4x": GPTConfig(qk_norm=True, n_head=8, n_embd=256, n_hidden=704),  # 3.5M parameters
     "gpt2": GPTConfig(
         vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048, init_std=0.02
     ),
