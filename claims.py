@@ -1,25 +1,20 @@
-"""The claims of the paper, judged: docs/analysis_plan.md as code, and the report of `study.py --preset lab`.
+"""The claims of the paper, judged: docs/analysis_plan.md as code. report_lab.py writes them up.
 
-    python claims.py runs/lab             # rebuilds runs/lab/report.md, report.html and figures from finished runs
-
-Statistics first (they know nothing of the study), then one function a claim, then the report. A difference is an array
-(seeds, units): the two sides share seed and question (or, for general skills, fact). What was not run is said so.
+Statistics first (they know nothing of the study), then reading a study, then one function a claim. A difference is an
+array (seeds, units): the two sides share seed and question (or, for general skills, fact). What was not run is said so.
 """
 
-import argparse
-import base64
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 import report
-from common import UserError, run
+from common import UserError
 from evaluate import pass_at_k
 
 DRAWS, LEVEL = 4000, 0.05
@@ -29,7 +24,7 @@ T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
-@dataclass
+@dataclass(eq=False)
 class Difference:
     """a - b, paired. parts: (sums (S, F), counts (F,)) of each benchmark, or one part with counts 1 for questions: F
     facts (or questions) are what is drawn anew; the estimate is the mean over seeds, items, then parts."""
@@ -44,6 +39,7 @@ class Difference:
     def estimate(self) -> float:
         return float(self.seed_means.mean())
 
+    @cache  # noqa: B019  asked for by the interval and by both p
     def bootstrap(self, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
         """(draws,) estimates with the facts drawn anew; the seeds of a fact stay together."""
         rng, means = np.random.default_rng(seed), []
@@ -285,7 +281,7 @@ class Claim:
     verdict: str = ""
 
 
-def at(tokens: int) -> str:
+def megatokens(tokens: int) -> str:
     return f"{tokens / 1e6:.1f}M"
 
 
@@ -293,13 +289,15 @@ def c1(lab: Lab) -> Claim:
     claim = Claim("C1", "RL works early", "pass@1, RL − base (best of 0, 1, 4, 8 shots)", "+13.8 at 4B, +26.1 at 10B")
     for t in lab.tokens():
         best = subtract(lab.by_seed("rl", t, n_shot=0), lab.base(t), 1)
-        claim.comparisons.append(Comparison(f"{at(t)}: RL − base, best shots ({lab.shots(t)})", best))
+        claim.comparisons.append(Comparison(f"{megatokens(t)}: RL − base, best shots ({lab.shots(t)})", best))
         for n, name in ((8, "8-shot"), (0, "0-shot")):
             other = subtract(lab.by_seed("rl", t, n_shot=0), lab.base(t, n), 1)
-            claim.comparisons.append(Comparison(f"{at(t)}: RL − base, {name}", other, primary=False))
+            claim.comparisons.append(Comparison(f"{megatokens(t)}: RL − base, {name}", other, primary=False))
     judge(claim.comparisons)
     early = min(lab.primary, default=None)
-    claim.verdict = next((c.verdict for c in claim.comparisons if early and c.name.startswith(at(early))), "not run")
+    claim.verdict = next(
+        (c.verdict for c in claim.comparisons if early and c.name.startswith(megatokens(early))), "not run"
+    )
     first = next((c.name.split(":")[0] for c in claim.comparisons if c.primary and c.verdict == "reproduced"), None)
     claim.notes.append(f"Earliest checkpoint at which it is reproduced: {first or 'none'}.")
     for t in lab.tokens():
@@ -307,7 +305,7 @@ def c1(lab: Lab) -> Claim:
             questions = next(iter(zero.values()))["questions"]["gsm"]["questions"]
             formatted, right = sum(q["formatted"] for q in questions), sum(q["strict"] for q in questions)
             share = f"{100 * right / formatted:.1f} % of {formatted:,}" if formatted else "none was"
-            claim.notes.append(f"{at(t)}: 0-shot base, right among completions in the right format: {share}.")
+            claim.notes.append(f"{megatokens(t)}: 0-shot base, right among completions in the right format: {share}.")
     claim.notes += no_signal(lab)
     return claim
 
@@ -328,10 +326,12 @@ def c2(lab: Lab) -> Claim:
     for t in lab.primary:
         rl = lab.by_seed("rl", t, n_shot=0)
         claim.comparisons.append(
-            Comparison(f"{at(t)}: RL − SFT→RL", subtract(rl, lab.by_seed("sft_rl", t), 1), 1, -0.03)
+            Comparison(f"{megatokens(t)}: RL − SFT→RL", subtract(rl, lab.by_seed("sft_rl", t), 1), 1, -0.03)
         )
         other = subtract(rl, lab.by_seed("sft_rl", t, variant="x40", group="k2"), 1)
-        claim.comparisons.append(Comparison(f"{at(t)}: RL − SFT→RL with 40 times RL's rate", other, 1, -0.03, False))
+        claim.comparisons.append(
+            Comparison(f"{megatokens(t)}: RL − SFT→RL with 40 times RL's rate", other, 1, -0.03, False)
+        )
     claim.verdict = judge(claim.comparisons)
     return claim
 
@@ -344,8 +344,9 @@ def c3(lab: Lab) -> Claim:
         claim.comparisons += [
             Comparison(f"{n} questions, pass@1: RL − SFT 60 epochs", subtract(get("rl"), get("sft", "many"), 1)),
             Comparison(f"{n} questions, pass@32: Gold − RL", subtract(get("gold", "many"), get("rl"), 32)),
-            Comparison(f"{n} questions, pass@1: RL − SFT 4 epochs", subtract(get("rl"), get("sft", "few"), 1), primary=False),
         ]  # fmt: skip
+        few = subtract(get("rl"), get("sft", "few"), 1)
+        claim.comparisons.append(Comparison(f"{n} questions, pass@1: RL − SFT 4 epochs", few, primary=False))
     main = [lab.by_seed(m, t, n_shot=0) for m in ("rl", "sft", "gold")]
     claim.comparisons += [
         Comparison("4,000 questions, pass@1: RL − SFT (2 epochs)", subtract(main[0], main[1], 1), primary=False),
@@ -387,11 +388,11 @@ def c5(lab: Lab) -> Claim:
         rl, sft, both = (lab.by_seed(m, t, n_shot=0) for m in ("rl", "sft", "sft_rl"))
         for k in (1, 8, 32):
             claim.comparisons.append(
-                Comparison(f"{at(t)}: direct RL, pass@{k}", subtract(rl, lab.base(t), k), primary=k != 8)
+                Comparison(f"{megatokens(t)}: direct RL, pass@{k}", subtract(rl, lab.base(t), k), primary=k != 8)
             )
             sign = 1 if k == 1 else -1
             claim.comparisons.append(
-                Comparison(f"{at(t)}: after SFT, pass@{k}", subtract(both, sft, k), sign, primary=k != 8)
+                Comparison(f"{megatokens(t)}: after SFT, pass@{k}", subtract(both, sft, k), sign, primary=k != 8)
             )
     claim.verdict = judge(claim.comparisons)
     return claim
@@ -416,7 +417,7 @@ def c6(lab: Lab) -> Claim:
             moved = subtract(lab.by_seed(method, t, n_shot=0), base, "general")
             within = 0.015 if method == "rl" else 0.0
             claim.comparisons.append(
-                Comparison(f"{at(t)}: {name} − base", moved, -1, within=within, primary=method in ("rl", "sft"))
+                Comparison(f"{megatokens(t)}: {name} − base", moved, -1, within=within, primary=method in ("rl", "sft"))
             )
     claim.verdict = judge(claim.comparisons)
     return claim
@@ -437,7 +438,9 @@ def c7(lab: Lab) -> Claim:
             what = metric if metric == "general" else f"pass@{metric}"
             moved = subtract(parallel, lab.by_seed(method, t, n_shot=0), metric)
             claim.comparisons.append(
-                Comparison(f"{at(t)}: {what}, parallel − {name}", moved, primary=metric == 32 and method != "gold")
+                Comparison(
+                    f"{megatokens(t)}: {what}, parallel − {name}", moved, primary=metric == 32 and method != "gold"
+                )
             )
     claim.verdict = judge(claim.comparisons)
     return claim
@@ -473,11 +476,12 @@ def c8(lab: Lab) -> Claim:
             for s, rows in sorted(rewards.items())
             if rows and s in found
         ]
+        before, reward = base[0] if base else math.nan, np.mean(last) if last else math.nan
         claim.notes.append(
-            f"{at(t)}: {len(scores)} seeds, pass@1 mean {scores.mean():.1f}, sd {scores.std(ddof=1):.1f}, range {scores.min():.1f} to "
-            f"{scores.max():.1f}; mean of the best of 4 {best4:.1f}; {failed} below the base ({base[0] if base else math.nan:.1f}); "
-            f"training reward over the last 5 batches {np.mean(last) if last else math.nan:.1f} (strict, T 1)."
-        )  # fmt: skip
+            f"{megatokens(t)}: {len(scores)} seeds, pass@1 mean {scores.mean():.1f}, sd {scores.std(ddof=1):.1f}, "
+            f"range {scores.min():.1f} to {scores.max():.1f}; mean of the best of 4 {best4:.1f}; {failed} below the "
+            f"base ({before:.1f}); training reward over the last 5 batches {reward:.1f} (strict, T 1)."
+        )
     return claim
 
 
@@ -498,10 +502,10 @@ def c10(lab: Lab) -> Claim:
     if len(x) >= 3:
         claim.verdict = "estimate" if len(x) < 5 else "reproduced" if permutation_p(x, y) <= 0.025 else "undecided"
         claim.notes.append(
-            f"{len(x)} checkpoints: rho {spearman(x, y):+.2f} (permutation p {permutation_p(x, y):.3f}); log-tokens as predictor "
-            f"{spearman(z, y):+.2f}; partial given log-tokens {partial(x, y, z):+.2f}. With so few checkpoints of one pre-training, "
-            "and all of it rising with training, this says little."
-        )  # fmt: skip
+            f"{len(x)} checkpoints: rho {spearman(x, y):+.2f} (permutation p {permutation_p(x, y):.3f}); log-tokens as "
+            f"predictor {spearman(z, y):+.2f}; partial given log-tokens {partial(x, y, z):+.2f}. With so few "
+            "checkpoints of one pre-training, and all of it rising with training, this says little."
+        )
     return claim
 
 
@@ -513,7 +517,7 @@ def c11(lab: Lab) -> Claim:
         for n in (8, 4, 1):
             moved = subtract(lab.base(t, n), lab.base(t, 0), 1)
             claim.comparisons.append(
-                Comparison(f"{at(t)}: {n}-shot − 0-shot", moved, primary=n == 8 and t in lab.primary)
+                Comparison(f"{megatokens(t)}: {n}-shot − 0-shot", moved, primary=n == 8 and t in lab.primary)
             )
     claim.verdict = judge(claim.comparisons)
     return claim
@@ -525,359 +529,3 @@ def not_built(key: str, title: str, statistic: str, paper: str) -> Callable:
 
 c9 = not_built("C9", "Rollout budget", "pass@1, n = 64 − n = 5, hard split", "see the paper's budget figure")
 CLAIMS = (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11)
-
-
-# -------------------------------------------------------------------------------------------------------------- controls
-def movement_rows(lab: Lab) -> list[dict]:
-    """K1: every run from the late checkpoint, with how far it moved and what became of general text."""
-    t, rows = max(lab.primary, default=0), []
-    for r in lab.evals:
-        if (
-            r["result"]
-            and r["tokens"] == t
-            and r["split"] == "test"
-            and r["base"] == "base"
-            and "movement" in r["result"]
-        ):
-            m = r["result"]["movement"]
-            rows.append({
-                "method": r["method"], "variant": r["variant"], "seed": r["seed"], "distance": m["relative_distance"], "kl": m["kl"],
-                "loss": m["loss"] - m["loss_reference"], "pass@1": value(r["result"], 1), "pass@32": value(r["result"], 32),
-                "general": r["result"].get("general_average"), "group": r["group"],
-            })  # fmt: skip
-    return rows
-
-
-def control_table(lab: Lab, groups: tuple[str, ...]) -> str:
-    """Means over seeds of each method and variant of these groups, in percent; movement beside."""
-    rows, out = movement_rows(lab), []
-    for key in dict.fromkeys((r["method"], r["variant"]) for r in rows if r["group"] in groups):
-        mine = [r for r in rows if (r["method"], r["variant"]) == key]
-        mean = lambda k, mine=mine: float(np.mean([r[k] for r in mine if r[k] is not None]))  # noqa: E731
-        scores = [f"{100 * mean(k):.1f}" for k in ("pass@1", "pass@32", "general")]
-        out.append(
-            [" ".join(key).strip(), str(len(mine)), *scores, *(f"{mean(k):.4f}" for k in ("loss", "distance", "kl"))]
-        )
-    head = [
-        "run",
-        "seeds",
-        "pass@1",
-        "pass@32",
-        "general",
-        "general loss, change",
-        "distance / norm",
-        "KL, nats a token",
-    ]
-    return report.table(head, out) if out else "Not run yet."
-
-
-def k1_note(lab: Lab) -> str:
-    """SFT's general score at RL's distance, by linear interpolation over the SFT runs in order of distance."""
-    rows = movement_rows(lab)
-    sft = sorted(
-        (r["distance"], r["general"], r["loss"]) for r in rows if r["method"] == "sft" and r["group"] in ("main", "k1")
-    )
-    out = []
-    for method in ("rl", "parallel", "sft_rl"):
-        mine = [r for r in rows if r["method"] == method and r["group"] == "main"]
-        if not mine or len(sft) < 3:
-            continue
-        d, general, loss = (float(np.mean([r[k] for r in mine])) for k in ("distance", "general", "loss"))
-        if not sft[0][0] <= d <= sft[-1][0]:
-            out.append(
-                f"{method} moved {d:.4f} of the weights' norm, outside SFT's {sft[0][0]:.4f} to {sft[-1][0]:.4f}."
-            )
-            continue
-        there = [float(np.interp(d, [s[0] for s in sft], [s[i] for s in sft])) for i in (1, 2)]
-        out.append(
-            f"At {method}'s distance ({d:.4f} of the norm) SFT's general average would be {100 * there[0]:.1f} against "
-            f"{100 * general:.1f}, its change of general loss {there[1]:+.4f} against {loss:+.4f} nats a token."
-        )  # fmt: skip
-    return "\n".join(f"- {line}" for line in out) or "Not run yet."
-
-
-# ---------------------------------------------------------------------------------------------------------------- figures
-def lines(lab: Lab, ax, methods, get, title: str) -> None:
-    """A method's mean over seeds against pre-training tokens; bars: range over seeds."""
-    for method in methods:
-        key = "base8" if method == "base" else method
-        name, _, colour, style, marker, filled = report.METHODS[key]
-        points = []
-        for t in sorted(
-            {r["tokens"] for r in lab.evals if r["method"] == method and r["group"] == "main" and r["base"] == "base"}
-        ):
-            found = lab.base(t) if method == "base" else lab.by_seed(method, t, n_shot=0)
-            scores = [s for s in (get(r) for r in found.values()) if s is not None]
-            if scores:
-                points.append((t, 100 * np.mean(scores), 100 * min(scores), 100 * max(scores)))
-        if points:
-            x, mean, low, high = np.array(points).T
-            face = colour if filled else "white"
-            bars = np.maximum(0, [mean - low, high - mean])
-            ax.errorbar(x, mean, bars, color=colour, ls=style, marker=marker, mfc=face, ms=4.5, lw=1.3, capsize=2,
-                        label="base, best shots" if method == "base" else name)  # fmt: skip
-    ax.set_xscale("log")
-    ticks = sorted(
-        {r["tokens"] for r in lab.evals if r["method"] == "base" and r["group"] == "main" and r["base"] == "base"}
-    )
-    ax.set_xticks(ticks, [at(t) for t in ticks])
-    ax.minorticks_off()
-    ax.set_title(title)
-    ax.set_xlabel("pre-training tokens")
-
-
-def draw_passk(lab: Lab):
-    figure, axes = report.plt.subplots(1, 3, figsize=(10, 3.4))
-    for ax, k in zip(axes, (1, 8, 32), strict=True):
-        lines(lab, ax, ("base", "rl", "sft", "gold", "sft_rl", "parallel"), lambda r, k=k: value(r, k), f"pass@{k}, %")
-        floor = next((r["result"]["questions"]["gsm"]["guess_floor"].get(str(k)) for r in lab.find()), None)
-        if floor is not None:
-            ax.axhline(100 * floor, color="#bbbbbb", lw=1, ls=(0, (1, 2)))
-            ax.annotate("guess floor", (0.02, 100 * floor), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
-        ax.set_ylim(bottom=0)
-    axes[0].legend(fontsize=7, frameon=False)
-    return figure
-
-
-def draw_general(lab: Lab):
-    figure, ax = report.plt.subplots(figsize=(5, 3.4))
-    get = lambda r: r.get("general_average") if r["benchmarks"] else None  # noqa: E731
-    lines(lab, ax, ("rl", "sft", "gold", "sft_rl", "parallel"), get, "average of six general benchmarks, %")
-    points = [(t, 100 * r["general_average"]) for t in lab.tokens() for r in lab.base(t, 8).values() if r["benchmarks"]]
-    ax.plot(*zip(*points, strict=True), "o--", color="#777777", mfc="white", label="base") if points else None
-    ax.legend(fontsize=7, frameon=False)
-    return figure
-
-
-def draw_forest(claim: Claim):
-    """Estimates with their intervals; dotted: the margin. Filled: primary."""
-    shown = [c for c in claim.comparisons if c.difference]
-    if not shown:
-        return None
-    figure, ax = report.plt.subplots(figsize=(7, 0.6 + 0.24 * len(shown)))
-    for y, c in enumerate(reversed(shown)):
-        low, high = (100 * v for v in c.interval)
-        ax.plot([low, high], [y, y], color="#555555", lw=1.4)
-        ax.plot(100 * c.difference.estimate, y, "o", color="#111111", mfc="#111111" if c.primary else "white", ms=4.5)
-        for m in (c.margin,) if not c.within else (-c.within, c.within):
-            ax.plot([100 * m] * 2, [y - 0.4, y + 0.4], color="#a61c1c", ls=":", lw=1.2)
-    ax.set_yticks(range(len(shown)), [f"{c.name}  ({c.seeds})" for c in reversed(shown)], fontsize=7)
-    ax.set_xlabel("difference in points, 95 % interval (within: 90 %); in brackets: seeds", fontsize=8)
-    return figure
-
-
-def draw_dynamics(lab: Lab):
-    figure, axes = report.plt.subplots(1, 2, figsize=(8, 3.2))
-    for ax, k in zip(axes, (1, 32), strict=True):
-        for method in ("rl", "sft_rl"):
-            found = sorted(
-                (r["train_step"], 100 * value(r["result"], k))
-                for r in lab.find(method=method, group="dynamics", split="val")
-            )
-            if found:
-                name, _, colour, style, marker, _ = report.METHODS[method]
-                ax.plot(*zip(*found, strict=True), color=colour, ls=style, marker=marker, ms=4, label=name)
-        ax.set_title(f"pass@{k} on validation questions, %")
-        ax.set_xlabel("rollout batches")
-    axes[0].legend(fontsize=8, frameon=False)
-    return figure
-
-
-# ----------------------------------------------------------------------------------------------------------- the report
-def interval_text(c: Comparison) -> str:
-    if not c.difference:
-        return "not run"
-    low, high = c.interval
-    return f"{100 * c.difference.estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def claims_table(claims: list[Claim]) -> str:
-    rows = []
-    for claim in claims:
-        main = [c for c in claim.comparisons if c.primary]
-        ours = "; ".join(f"{c.name}: {interval_text(c)}" for c in main if c.difference) or "–"
-        seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
-        link = f"[{claim.key}](#{claim.key.lower()})"
-        rows.append([link, claim.title, claim.statistic, claim.paper, ours, seeds, f"**{claim.verdict}**"])
-    return report.table(
-        ["", "claim", "primary statistic, points", "paper", "ours [95 % interval]", "seeds", "verdict"], rows
-    )
-
-
-def claim_page(claim: Claim, picture: str, extra: str) -> str:
-    rows = [
-        [c.name, interval_text(c), str(c.seeds or "–"), "primary" if c.primary else "", c.verdict] for c in claim.comparisons
-    ]  # fmt: skip
-    table = report.table(["comparison", "points [interval]", "seeds", "", "verdict"], rows) if rows else ""
-    notes = "\n".join(f"- {n}" for n in claim.notes)
-    head = f"## {claim.key}\n\n**{claim.title}.** Statistic: {claim.statistic}. Paper: {claim.paper}. Verdict: **{claim.verdict}**."
-    return "\n\n".join(part for part in (head, table, notes, picture, extra) if part)
-
-
-def shuffle_table(lab: Lab) -> str:
-    """pass@k of each method, of its own answers dealt to other questions, and the guess floor (first seed)."""
-    rows = []
-    for t in lab.primary:
-        for method in ("base", "rl", "sft", "sft_rl", "parallel"):
-            found = lab.base(t) if method == "base" else lab.by_seed(method, t, n_shot=0)
-            for r in list(found.values())[:1]:
-                cells = [f"{100 * value(r, k):.1f} / {100 * shuffled(r, k):.1f}" for k in (1, 8, 32)]
-                floor = r["questions"]["gsm"]["guess_floor"]
-                rows.append([at(t), method, *cells, " / ".join(f"{100 * floor[str(k)]:.1f}" for k in (1, 8, 32))])
-    head = [
-        "tokens",
-        "method",
-        "pass@1 / shuffled",
-        "pass@8 / shuffled",
-        "pass@32 / shuffled",
-        "guess floor @1 / @8 / @32",
-    ]
-    return report.table(head, rows) if rows else "Not run yet."
-
-
-def wide_table(lab: Lab) -> str:
-    """C5 at both temperatures and to pass@256, 100 questions."""
-    rows = []
-    for r in lab.evals:
-        if r["group"] == "wide" and r["result"]:
-            cells = [f"{100 * value(r['result'], k):.1f}" for k in (1, 8, 32, 256)]
-            rows.append([r["method"], str(r["temperature"]), *cells])
-    return report.table(["method", "T", "pass@1", "@8", "@32", "@256"], rows) if rows else "Not run yet."
-
-
-def samples(lab: Lab) -> str:
-    """First sample of the first question, by method, at the late checkpoint: right or wrong."""
-    t, out = max(lab.primary, default=0), []
-    for n in (0, 4):
-        lines = []
-        for method in ("base", "rl", "sft", "sft_rl", "parallel"):
-            for r in lab.find(method=method, tokens=t, seed=lab.manifest["seed"], n_shot=0)[:1]:
-                rows = report.read_jsonl((lab.folder / r["out"]).with_suffix(".samples.jsonl"))
-                if len(rows) > n:
-                    lines = lines or [rows[n]["prompt"], f"right answer: {rows[n]['gold']}"]
-                    lines.append(f"{method:<9}|{rows[n]['completion'].rstrip()}")
-        out += ["```text", *lines, "```"] if lines else []
-    return "\n".join(out) or "No sample files."
-
-
-def commands(lab: Lab, groups: tuple[str, ...]) -> str:
-    found = [
-        r["command"] for r in lab.manifest["runs"] if r.get("group") in groups and r["kind"] != "eval" and r["finished"]
-    ]
-    shown = f"<details>\n<summary>{len(found)} training commands</summary>\n\n```sh\n"
-    return shown + "\n".join(found) + "\n```\n\n</details>" if found else ""
-
-
-def provenance(lab: Lab) -> str:
-    m, evals = lab.manifest, [r for r in lab.evals if r["result"]]
-    commits = sorted({str(r["result"].get("commit")) for r in evals})
-    sources = sorted({str(r.get("source")) for r in evals if r.get("source")})
-    mixed = " **Mixed sources.**" if len(sources) > 1 else ""
-    hours = sum(r["seconds"] or 0 for r in m["runs"]) / 3600
-    done = sum(r["finished"] for r in m["runs"])
-    per = ", ".join(f"{at(t)}: {len(lab.by_seed('rl', t, n_shot=0))} of {lab.seeds(t)}" for t in lab.tokens())
-    return (
-        f"Preset `{m['preset']}`, first seed {m['seed']}. {done} of {len(m['runs'])} planned runs finished, {hours:.1f} core hours "
-        f"(one thread a run, {m['jobs']} side by side) on {m['machine']}. Commits {', '.join(commits)}; source hashes "
-        f"{', '.join(sources)}.{mixed} Post-training seeds finished for direct RL: {per}. One pre-training (seed {m['seed']}): every "
-        "interval is conditional on it. Rules: [docs/analysis_plan.md](../../analysis_plan.md)."
-    )  # fmt: skip
-
-
-def build(folder: str | Path) -> Path:
-    """Write FOLDER/report.md, report.html and figures from FOLDER/runs.json; returns the report's path."""
-    lab = Lab(Path(folder))
-    (lab.folder / "figures").mkdir(exist_ok=True)
-    claims = [claim(lab) for claim in CLAIMS]
-
-    def picture(name: str, figure, caption: str) -> str:
-        if figure is None:
-            return ""
-        figure.savefig(lab.folder / "figures" / f"{name}.png", dpi=140)
-        report.plt.close(figure)
-        return f"![{caption}](figures/{name}.png)"
-
-    with report.plt.rc_context(report.STYLE):
-        passk = picture(
-            "passk", draw_passk(lab), "pass@k against pre-training tokens; mean over seeds, bars: their range"
-        )
-        general = picture("general", draw_general(lab), "Average of the general benchmarks")
-        dynamics = picture("dynamics", draw_dynamics(lab), "Along direct RL and RL after SFT (validation questions)")
-        pages = []
-        for claim in claims:
-            forest = picture(f"{claim.key.lower()}", draw_forest(claim), f"{claim.key}: differences and intervals")
-            extra = ""
-            if claim.key == "C5":
-                extra = f"{dynamics}\n\n### Shuffle control, for C5 and C7\n\n{shuffle_table(lab)}\n\n### Temperature 1.0, pass@256\n\n{wide_table(lab)}"
-            elif claim.key == "C6":
-                extra = general
-            elif claim.key in ("C3", "C4"):
-                extra = commands(lab, (claim.key.lower(),))
-            pages.append(claim_page(claim, forest, extra))
-    controls = [
-        "## Controls", "Exploratory; from the late checkpoint; means over seeds. Movement is against the base.",
-        "### The methods of the paper", control_table(lab, ("main",)),
-        "### K1: movement or objective?", control_table(lab, ("k1",)), k1_note(lab),
-        "### K2: SFT→RL with other settings", control_table(lab, ("k2",)),
-        "### K3: what makes parallel averaging work", control_table(lab, ("k3",)),
-        "### K4: loss denominator, updates per batch", control_table(lab, ("k4",)), commands(lab, ("k1", "k2", "k3", "k4")),
-    ]  # fmt: skip
-    text = "\n\n".join([
-        "# The claims, measured", provenance(lab), claims_table(claims), passk, *pages, *controls, "## Samples", samples(lab),
-        "## Commands of the main grid", commands(lab, ("main",)),
-    ])  # fmt: skip
-    (lab.folder / "report.md").write_text(text + "\n")
-    (lab.folder / "report.html").write_text(html(text, lab.folder))
-    return lab.folder / "report.md"
-
-
-def html(text: str, folder: Path) -> str:
-    """The little Markdown that `build` writes, as one page with its figures inside."""
-
-    def inline(s: str) -> str:
-        s = escape(s)
-        s = re.sub(r"!\[([^]]*)\]\(([^)]*)\)", lambda m: f'<img alt="{m[1]}" src="{embed(m[2])}">', s)
-        s = re.sub(r"\[([^]]*)\]\((#[^)]*)\)", r'<a href="\2">\1</a>', s)
-        s = re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", s)
-        return re.sub(r"`([^`]*)`", r"<code>\1</code>", re.sub(r"\*\*([^*]*)\*\*", r"<b>\1</b>", s))
-
-    def embed(path: str) -> str:
-        return "data:image/png;base64," + base64.b64encode((folder / path).read_bytes()).decode()
-
-    out = []
-    for block in re.split(r"\n\n(?![^`]*```\n\n</details>)", text):
-        if block.startswith("#"):
-            level, title = block.split(" ", 1)
-            out.append(f'<h{len(level)} id="{title.lower()}">{inline(title)}</h{len(level)}>')
-        elif block.startswith("|"):
-            rows = [[inline(c.strip()) for c in line.strip("|").split(" | ")] for line in block.splitlines()]
-            cells = lambda row, tag: "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in row) + "</tr>"  # noqa: E731
-            out.append("<table>" + cells(rows[0], "th") + "".join(cells(r, "td") for r in rows[2:]) + "</table>")
-        elif block.startswith("- "):
-            out.append("<ul>" + "".join(f"<li>{inline(line[2:])}</li>" for line in block.splitlines()) + "</ul>")
-        elif block.startswith(("```", "<details>")):
-            code = re.sub(r"```\w*\n?", "", re.sub(r"</?details>|<summary>.*</summary>", "", block)).strip()
-            title = re.search(r"<summary>(.*)</summary>", block)
-            pre = f"<pre>{escape(code)}</pre>"
-            out.append(f"<details><summary>{title[1]}</summary>{pre}</details>" if title else pre)
-        else:
-            out.append(f"<p>{inline(block)}</p>")
-    return HTML.format(body="\n".join(out))
-
-
-HTML = """<!doctype html><meta charset="utf-8"><title>The claims, measured</title>
-<style>body{{font:15px/1.45 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse;font-size:13px}}
-td,th{{border-bottom:1px solid #ddd;padding:3px 8px;text-align:left;vertical-align:top}}img{{max-width:100%}}
-pre{{background:#f6f6f6;padding:8px;overflow:auto;font-size:12px}}</style>
-{body}
-"""
-
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder", metavar="DIR", help="what study.py --preset lab --out wrote")
-    print(f"wrote {build(p.parse_args().folder)}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import claims
 import report
+import report_lab
 from common import UserError, run, writable_dir
 from model import PRESETS as SHAPES
 
@@ -77,7 +77,7 @@ class Task:
     inputs: dict = field(default_factory=dict)
     record: dict = field(default_factory=dict)  # what the report needs to know of it
 
-    @cache
+    @cache  # noqa: B019  tasks live as long as the program
     def identity(self, data_hash: str) -> str:
         parents = {flag: [task.identity(data_hash), name] for flag, (task, name) in sorted(self.inputs.items())}
         text = json.dumps([self.script, self.settings(), parents, data_hash], sort_keys=True)
@@ -140,7 +140,7 @@ class Study:
         self.train("parallel", "merge.py", base, step, seed)
 
     def controls(self, base: Task, first: int) -> None:
-        """docs/analysis_plan.md: what separates causes that the paper's protocol mixes. All from the late checkpoint."""
+        """docs/analysis_plan.md: what separates causes that the paper's protocol mixes. From the late checkpoint."""
         p, late, early = self.p, max(self.p["post"]), min(s for s, seeds in self.p["post"].items() if len(seeds) > 2)
         three, rate, steps = range(first, first + 3), p["parallel"]["sft_lr"], p["parallel"]["steps"]
         for seed in range(first + 5, first + 8):
@@ -205,9 +205,11 @@ class Study:
     def pretrain(self, name: str, seed: int, **flags) -> Task:
         p = self.p["pretrain"]
         slow = 2.6 if "preset" in flags else 1.0
+        flags = {**p, "save_at": self.p["save_at"], "seed": seed, **flags}
+        cost = p["steps"] * p["batch_tokens"] / 4700 * slow
         task = Task(
-            f"pretrain-{name}", "pretrain", "base", "train_pretrain.py", {**p, "save_at": self.p["save_at"], "seed": seed, **flags},
-            f"ckpt_{p['steps']:06d}.pt", p["steps"] * p["batch_tokens"] / 4700 * slow, record=dict(base=name, seed=seed),
+            f"pretrain-{name}", "pretrain", "base", "train_pretrain.py", flags, f"ckpt_{p['steps']:06d}.pt", cost,
+            record=dict(base=name, seed=seed),
         )  # fmt: skip
         self.tasks.append(task)
         return task
@@ -226,7 +228,8 @@ class Study:
         here = (base, f"ckpt_{step:06d}.pt")
         name = f"{method}-{base.record['base']}-{self.tokens(base, step)}-s{seed}" + f"-{variant}" * bool(variant)
         task = Task(
-            name, "train", method, script, flags, f"ckpt_{flags['steps']:06d}.pt", flags["steps"] * SECONDS[script] * pool,
+            name, "train", method, script, flags, f"ckpt_{flags['steps']:06d}.pt",
+            flags["steps"] * SECONDS[script] * pool,
             {"init": (start, start.out) if start else here},
             dict(base=base.record["base"], seed=seed, tokens=tokens, group=group, variant=variant),
         )  # fmt: skip
@@ -382,7 +385,7 @@ class Study:
 
 def source_hash() -> str:
     """Of the code that decides a run's numbers: stages, model, data, kernels."""
-    files = [p for p in HERE.glob("*.py") if p.stem not in ("study", "report", "claims")]
+    files = [p for p in HERE.glob("*.py") if p.stem not in ("study", "report", "report_lab", "claims")]
     digest = hashlib.sha256()
     for path in sorted([*files, *HERE.glob("data/*.py"), *HERE.glob("kernels/*.py")]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -419,7 +422,7 @@ def parse_args():
 def main():
     args = parse_args()
     os.chdir(HERE)
-    build = claims.build if args.preset == "lab" else report.build
+    build = report_lab.build if args.preset == "lab" else report.build
     study = Study(args)
     tasks = study.plan()
     if args.plan:
