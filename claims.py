@@ -146,10 +146,11 @@ def overall(verdicts: list[str]) -> str:
 
 def spearman(x, y) -> float:
     rank = lambda v: np.array([np.mean(np.flatnonzero(np.sort(v) == a)) for a in v])  # noqa: E731  ties: mean rank
-    return float(np.corrcoef(rank(np.asarray(x)), rank(np.asarray(y)))[0, 1])
+    x, y = rank(np.asarray(x)), rank(np.asarray(y))
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else math.nan
 
 
-def permutation_p(x, y, draws: int = 10_000, seed: int = 0) -> float:
+def permutation_p(x, y, draws: int = 4000, seed: int = 0) -> float:
     """One-sided p of Spearman's rho > 0: the share of shuffles of y that reach it."""
     rng, found = np.random.default_rng(seed), spearman(x, y)
     return float((1 + sum(spearman(x, rng.permutation(y)) >= found - 1e-12 for _ in range(draws))) / (1 + draws))
@@ -217,7 +218,10 @@ def value(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") ->
 
 
 def per_question(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") -> np.ndarray:
-    return np.array([pass_at_k(q["n"], q[scoring], k) for q in result["questions"][task]["questions"]])
+    return np.array([cached_pass_at_k(q["n"], q[scoring], k) for q in result["questions"][task]["questions"]])
+
+
+cached_pass_at_k = cache(pass_at_k)  # few counts, asked for very often
 
 
 def subtract(a: dict[int, dict], b: dict[int, dict], metric: int | str, task: str = "gsm") -> Difference | None:
@@ -264,7 +268,7 @@ def shuffled(result: dict, k: int, shifts: int = 20) -> float:
                 if pair not in known:
                     known[pair] = answers_equal(answer, q["gold"])
                 right += known[pair]
-            scores.append(pass_at_k(other["n"], right, k))
+            scores.append(cached_pass_at_k(other["n"], right, k))
     return float(np.mean(scores))
 
 
@@ -500,9 +504,10 @@ def c10(lab: Lab) -> Claim:
         if rl and base:
             x.append(value(base[0], 32)), y.append(np.mean([value(r, 1) for r in rl.values()])), z.append(math.log(t))
     if len(x) >= 3:
-        claim.verdict = "estimate" if len(x) < 5 else "reproduced" if permutation_p(x, y) <= 0.025 else "undecided"
+        p = permutation_p(x, y)
+        claim.verdict = "estimate" if len(x) < 5 else "reproduced" if p <= 0.025 else "undecided"
         claim.notes.append(
-            f"{len(x)} checkpoints: rho {spearman(x, y):+.2f} (permutation p {permutation_p(x, y):.3f}); log-tokens as "
+            f"{len(x)} checkpoints: rho {spearman(x, y):+.2f} (permutation p {p:.3f}); log-tokens as "
             f"predictor {spearman(z, y):+.2f}; partial given log-tokens {partial(x, y, z):+.2f}. With so few "
             "checkpoints of one pre-training, and all of it rising with training, this says little."
         )

@@ -39,8 +39,8 @@ LAPTOP = dict(
     world=[],
     pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=200),
     save_at=[400, 800, 1600, 3200, 6400], post={1600: [1], 3200: [1], 6400: [1]}, dynamics=6400, shots=[8, 0],
-    rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=1e-3), gold=dict(steps=120, lr=1e-3),
-    sft_rl=dict(steps=40, lr=2e-4, save_every=8), parallel=dict(steps=40, lr=6e-4, sft_lr=6e-4),
+    rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=2e-3), gold=dict(steps=120, lr=2e-3),
+    sft_rl=dict(steps=40, lr=4e-4, save_every=8), parallel=dict(steps=40, lr=1.2e-3, sft_lr=1.2e-3),
     test=dict(limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
 )  # fmt: skip
 PRESETS = {

@@ -104,7 +104,7 @@ def check_rl_args(args) -> None:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
-    add_training_args(p, steps=24, lr=3e-4)
+    add_training_args(p, steps=40, lr=2e-4)
     add_rl_args(p)
     add_system_args(p)
     return p
