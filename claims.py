@@ -191,15 +191,17 @@ class Lab:
 
     @property
     def primary(self) -> list[int]:
-        """The checkpoints with the most planned seeds: early and late."""
-        return [t for t in self.tokens() if self.seeds(t) >= 4]
+        """The checkpoints with four planned seeds or more: early and late. Of a one-seed study: all."""
+        return [t for t in self.tokens() if self.seeds(t) >= 4] or self.tokens()
 
     def by_seed(self, method: str, tokens: int, **want) -> dict[int, dict]:
         return {r["seed"]: r["result"] for r in self.find(method=method, tokens=tokens, **want)}
 
     def shots(self, tokens: int, base: str = "base") -> int | None:
-        """The number of shots that validation questions prefer for the base at this checkpoint (pass@1)."""
+        """The number of shots that validation questions prefer for the base at this checkpoint (pass@1); a study that
+        did not ask them takes the paper's few-shot base."""
         found = self.find(method="base", tokens=tokens, base=base, split="val", group="shots")
+        found = found or [r for r in self.find(method="base", tokens=tokens, base=base) if r["n_shot"]]
         best = max(found, key=lambda r: value(r["result"], 1), default=None)
         return best["n_shot"] if best else None
 

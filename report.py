@@ -688,7 +688,7 @@ at the last checkpoint ("RL works early": at the first post-trained one).
 
 {pattern_table}
 
-## Calibration of the world
+{claims}## Calibration of the world
 
 {calibration_table}
 
@@ -708,6 +708,15 @@ at the last checkpoint ("RL works early": at the first post-trained one).
 
 {commands_text}
 """
+
+
+def claims_section(folder: Path) -> str:
+    """The claims that the lab study judges, as far as one seed shows them."""
+    from claims import CLAIMS, Lab
+    from report_lab import claims_table
+
+    said = "The claims of [the analysis plan](../../analysis_plan.md) from one seed: estimates, never verdicts.\n\n"
+    return "## Claims\n\n" + said + claims_table([claim(Lab(folder)) for claim in CLAIMS], links=False) + "\n\n"
 
 
 def build(folder: str | Path) -> Path:
@@ -730,6 +739,7 @@ def build(folder: str | Path) -> Path:
         missing = f"\n\n**Missing**: {count}: {', '.join(study.missing)}."
     largest_k = f" This preset draws {top} samples a question, so pass@{top} stands for pass@32." if top < 32 else ""
     text = {part.__name__: part(study) for part in parts} | pictures
+    text["claims"] = claims_section(folder) if 32 in study.ks else ""
     preset = study.manifest.get("preset")
     (folder / "report.md").write_text(TEMPLATE.format(preset=preset, missing=missing, largest_k=largest_k, **text))
     return folder / "report.md"

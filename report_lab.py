@@ -183,13 +183,13 @@ def interval_text(c: Comparison) -> str:
     return f"{100 * c.difference.estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def claims_table(claims: list[Claim]) -> str:
+def claims_table(claims: list[Claim], links: bool = True) -> str:
     rows = []
     for claim in claims:
         main = [c for c in claim.comparisons if c.primary]
-        ours = "; ".join(f"{c.name}: {interval_text(c)}" for c in main if c.difference) or "–"
+        ours = "<br>".join(f"{c.name}: {interval_text(c)}" for c in main if c.difference) or "–"
         seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
-        link = f"[{claim.key}](#{claim.key.lower()})"
+        link = f"[{claim.key}](#{claim.key.lower()})" if links else claim.key
         rows.append([link, claim.title, claim.statistic, claim.paper, ours, seeds, f"**{claim.verdict}**"])
     return report.table(
         ["", "claim", "primary statistic, points", "paper", "ours [95 % interval]", "seeds", "verdict"], rows
@@ -339,6 +339,7 @@ def html(text: str, folder: Path) -> str:
         s = re.sub(r"!\[([^]]*)\]\(([^)]*)\)", lambda m: f'<img alt="{m[1]}" src="{embed(m[2])}">', s)
         s = re.sub(r"\[([^]]*)\]\((#[^)]*)\)", r'<a href="\2">\1</a>', s)
         s = re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", s)
+        s = s.replace("&lt;br&gt;", "<br>")
         return re.sub(r"`([^`]*)`", r"<code>\1</code>", re.sub(r"\*\*([^*]*)\*\*", r"<b>\1</b>", s))
 
     def embed(path: str) -> str:
