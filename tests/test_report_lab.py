@@ -10,7 +10,8 @@ import pytest
 import report_lab
 from claims import Lab
 from evaluate import pass_at_k
-from study import BENCHMARKS, Study
+from grid import BENCHMARKS
+from study import Study
 
 N, SAMPLES = 60, 32
 # probability of a right answer: RL above the base everywhere, SFT->RL far above RL, parallel as RL; general: SFT loses
@@ -46,7 +47,6 @@ def result(method, seed, tasks, ks, samples):
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     study = Study(Namespace(preset="lab", out=str(folder), seed=1, jobs=2))
-    study.plan()
     study.data = folder
     (folder / "meta.json").write_text("{}")
     for task in study.tasks:

@@ -5,14 +5,14 @@ from argparse import Namespace
 
 import pytest
 
-import study
+import grid
 import train_rl
-from study import Study, words
+from grid import words
+from study import Study
 
 
 def planned(preset, out="runs/x", seed=1):
     made = Study(Namespace(preset=preset, out=str(out), seed=seed, jobs=2))
-    made.plan()
     made.data_hash = "d"
     return made
 
@@ -40,7 +40,7 @@ def test_an_address_hangs_on_every_setting(monkeypatch):
     rl = lambda s: next(t for t in s.tasks if t.name.startswith("rl-base"))  # noqa: E731
     one = planned("smoke")
     addresses = {rl(one).identity("d"), rl(one).identity("e"), rl(planned("smoke", seed=2)).identity("d")}
-    monkeypatch.setitem(study.PRESETS["smoke"]["pretrain"], "lr", 0.123)
+    monkeypatch.setitem(grid.PRESETS["smoke"]["pretrain"], "lr", 0.123)
     addresses.add(rl(planned("smoke")).identity("d"))
     monkeypatch.undo()
     assert rl(planned("smoke")).identity("d") in addresses and len(addresses) == 4
