@@ -17,7 +17,7 @@ BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
 # Rates: chosen on validation questions at one checkpoint (docs/tuning.md). Steps: what 45 minutes on two cores allow.
 LAPTOP = dict(
     world=[],
-    pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=200),
+    pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=800),
     save_at=[400, 800, 1600, 3200, 6400], post=[(1600, 1), (3200, 1), (6400, 1)], dynamics=6400, shots=[8, 0],
     rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=2e-3), gold=dict(steps=120, lr=2e-3),
     sft_rl=dict(steps=40, lr=4e-4, save_every=8), parallel=dict(steps=40, lr=1.2e-3, sft_lr=1.2e-3),
@@ -67,11 +67,12 @@ class Task:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def settings(self) -> dict:
-        """Every setting of the command, defaults included, without paths."""
+        """Every setting of the command, defaults included, without paths and without what only watches."""
         parser = importlib.import_module(self.script.removesuffix(".py")).parser()
         args = vars(parser.parse_args(words({**dict.fromkeys(self.inputs, "-"), **self.flags})))
         shape = {"shape": vars(SHAPES[args["preset"]])} if self.kind == "pretrain" else {}
-        return {k: v for k, v in args.items() if k not in ("data", "out", *self.inputs)} | shape
+        left_out = ("data", "out", "eval_every", "eval_tokens", *self.inputs)
+        return {k: v for k, v in args.items() if k not in left_out} | shape
 
 
 def words(flags: dict) -> list[str]:

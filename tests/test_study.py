@@ -44,6 +44,8 @@ def test_an_address_hangs_on_every_setting(monkeypatch):
     addresses.add(rl(planned("smoke")).identity("d"))
     monkeypatch.undo()
     assert rl(planned("smoke")).identity("d") in addresses and len(addresses) == 4
+    monkeypatch.setitem(grid.PRESETS["smoke"]["pretrain"], "eval_every", 7)  # only watches
+    assert rl(planned("smoke")).identity("d") in addresses
     real = train_rl.parser
 
     def changed():
