@@ -25,6 +25,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import choose_impl, target_of, to_autocast
 
@@ -130,7 +131,7 @@ if triton is not None:
         if HAS_FIRST:
             first = tl.load(first_ptr + b.to(tl.int64) * T + offs_m, mask=offs_m < T, other=2147483647)
             lo = tl.minimum(tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N, right)
-            real_max = tl.max(tl.where(offs_m < T, first, 0), 0)
+            real_max = tl.minimum(tl.max(tl.where(offs_m < T, first, 0), 0), hi)  # first may be INT_MAX: no key
             left = tl.minimum(tl.cdiv(tl.maximum(real_max, 0), BLOCK_N) * BLOCK_N, right)
         else:
             first = offs_m * 0
@@ -352,6 +353,7 @@ class _TritonAttention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         q, k, v, first, o, lse = ctx.saved_tensors
         g = g if g.stride(-1) == 1 else g.contiguous()

@@ -164,15 +164,15 @@ COLUMNS = "target, kernel, dtype, D, tile, warps, stages, registers, spill B, sh
 
 def report(builds: list[Build], rows):
     """The table's lines in Markdown, one at a time as `rows` come in, then the verdict."""
-    yield "| " + COLUMNS.replace(", ", " | ") + " |"
-    yield "|" + "---|" * 12
+    yield COLUMNS.replace(", ", " | ")  # no outer bars: each row starts with its target
+    yield "|".join(["---"] * 12)
     bad = []
     for b, row in zip(builds, rows, strict=True):
         tile = "x".join(str(v) for k, v in b.constexprs.items() if k.startswith("BLOCK"))
         kernel = b.kernel + (" +first" if b.constexprs.get("HAS_FIRST") else "")
         cells = [b.target, kernel, b.dtype, b.head_size or "any", tile, b.warps, b.stages, row["registers"]]
         cells += [row["spill"], f"{row['shared']:,}", row["matrix"], f"{row['occupancy']} %"]
-        yield "| " + " | ".join(map(str, cells)) + " |"
+        yield " | ".join(map(str, cells))
         bad += [f"{b.name}: {problem}" for problem in violations(b, row)]
     yield ""
     yield from [f"VIOLATION {line}" for line in bad] or [f"{len(builds)} builds, no violation."]
@@ -205,6 +205,8 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 is set: compiled and interpreted Triton cannot share a process; unset it")
     builds = [b for b in all_builds() if re.search(args.only, b.name)]
+    if not builds:
+        parser.error(f"--only {args.only}: no build has such a name; look at the first columns of docs/kernels.md")
     if args.quick:
         builds = [b for b in builds if b.constexprs.get("HAS_FIRST", True)]
     lines = []

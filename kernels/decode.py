@@ -187,7 +187,7 @@ if triton is not None:
         out = i * H + h
         tl.store(part_ptr + out[:, None] * HEAD_DIM + d[None, :], acc, mask=real[:, None])
         tl.store(stat_ptr + out, m_i, mask=real)
-        tl.store(stat_ptr + B.to(tl.int64) * H + out, l_i, mask=real)
+        tl.store(stat_ptr + tl.cast(B, tl.int64) * H + out, l_i, mask=real)
 
     @triton.jit
     def _decode_tail(
@@ -205,7 +205,7 @@ if triton is not None:
         k_ptr += b * stride_kb + h_kv * stride_kh
         v_ptr += b * stride_vb + h_kv * stride_vh
         m_i = tl.load(stat_ptr + out)
-        l_i = tl.load(stat_ptr + B.to(tl.int64) * H + out)
+        l_i = tl.load(stat_ptr + tl.cast(B, tl.int64) * H + out)
         acc = tl.load(part_ptr + out * HEAD_DIM + d)
         stop = tl.load(length_ptr + b)
         for n0 in range(0, stop, BLOCK_N):
@@ -224,11 +224,11 @@ if triton is not None:
         tl.store(o_ptr + out * HEAD_DIM + d, o.to(o_ptr.dtype.element_ty))
 
 
-def _as_lengths(lengths, count: int, default: int, device):
-    """int32 (count,) from None, a number or a tensor."""
+def _as_lengths(lengths, count: int, default: int, limit: int, device):
+    """int32 (count,) from None, a number or a tensor, held to 0..limit: no kernel reads past a cache."""
     if lengths is None or isinstance(lengths, int):
-        return torch.full((count,), default if lengths is None else lengths, dtype=torch.int32, device=device)
-    return lengths.to(device=device, dtype=torch.int32).expand(count).contiguous()
+        lengths = torch.full((count,), default if lengths is None else lengths, device=device)
+    return lengths.to(device=device).expand(count).clamp(0, limit).to(torch.int32).contiguous()
 
 
 @torch.no_grad()
@@ -246,7 +246,7 @@ def _decode_triton(
     grid = q if seats is None else q[seats[1]]
     part = torch.empty(len(grid), H, D, dtype=torch.float32, device=q.device)
     stat = torch.empty(2, len(grid), H, dtype=torch.float32, device=q.device)
-    start, stop = _as_lengths(prefix_first, P, 0, q.device), _as_lengths(prefix_lengths, P, Tp, q.device)
+    start, stop = _as_lengths(prefix_first, P, 0, Tp, q.device), _as_lengths(prefix_lengths, P, Tp, Tp, q.device)
     scale2 = math.log2(math.e) * D**-0.5
     _decode_prefix[(P * H_kv, triton.cdiv(group_size * (H // H_kv), BLOCK_M))](
         grid, prefix_k, prefix_v, start, stop, part, stat, *grid.stride()[:2], *prefix_k.stride()[:3],
@@ -256,7 +256,7 @@ def _decode_triton(
     if seats is not None:
         part, stat = part[seats[0]], stat[:, seats[0]].contiguous()
     _decode_tail[(B * H,)](
-        q, tail_k, tail_v, _as_lengths(tail_lengths, B, Tt, q.device), part, stat, out, *q.stride()[:2],
+        q, tail_k, tail_v, _as_lengths(tail_lengths, B, Tt, Tt, q.device), part, stat, out, *q.stride()[:2],
         *tail_k.stride()[:3], *tail_v.stride()[:3], B, H, H_kv, scale2, BLOCK_N=BLOCK_N, HEAD_DIM=D, num_warps=warps,
     )  # fmt: skip
     return out
@@ -312,10 +312,18 @@ def decode_attention(
     is sample seat_of[i] % group_size of prompt seat_of[i] // group_size; row_of is the inverse (an empty seat names any
     row).
 
+    Slots that are not valid must hold finite numbers (the torch path masks them after the product).
     Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing. impl: "auto" |
     "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes and dtypes that do not fit.
     """
     check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, seats)
+    for name, lengths, count in (("prefix", prefix_lengths, len(prefix_k)), ("tail", tail_lengths, len(q))):
+        if isinstance(lengths, torch.Tensor) and lengths.shape not in ((), (count,)):
+            raise ValueError(
+                f"decode_attention: got {name}_lengths {tuple(lengths.shape)}; needs ({count},) or a number"
+            )
+    if len(q) == 0:
+        return torch.empty_like(q)
     unsupported = None
     if q.shape[2] not in HEAD_SIZES:
         unsupported = f"got head size {q.shape[2]}, the decoding kernel takes 32, 64 and 128"

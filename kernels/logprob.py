@@ -24,6 +24,7 @@ at the peak; here N V is never stored: 16 N (forward) and one chunk (backward).
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import choose_impl, matmul_dtype, target_of, to_autocast
 
@@ -71,8 +72,9 @@ class _Tiles:
 
 def _tile_sizes(N: int, V: int, device: torch.device) -> tuple[int, int]:
     if device.type == "cpu":
-        return min(N, CPU_TILE[0]), min(V, CPU_TILE[1])
-    return min(N, 4096), min(V, max(1024, CHUNK // min(N, 4096)))  # a GPU wants large products
+        return max(1, min(N, CPU_TILE[0])), min(V, CPU_TILE[1])
+    rows = max(1, min(N, 4096))
+    return rows, min(V, max(1024, CHUNK // rows))  # a GPU wants large products
 
 
 def _forward_torch(hidden, weight, targets, keep: bool):
@@ -163,7 +165,8 @@ class _TorchLogprob(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, temperature):
         multiply = matmul_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = (hidden if temperature == 1 else hidden / temperature).to(multiply), weight.to(multiply)
+            h, w = hidden.to(multiply), weight.to(multiply)
+            h = h if temperature == 1 else h / temperature
             keep = any(ctx.needs_input_grad) and len(h) * len(w) <= CHUNK
             logp, lse, entropy, kept = _forward_torch(h, w, targets, keep)
         ctx.save_for_backward(hidden, weight, targets, lse, entropy, *kept)
@@ -172,13 +175,14 @@ class _TorchLogprob(torch.autograd.Function):
         return _mark_invalid(logp, targets, len(w)), lse, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, a, b, c):
         hidden, weight, targets, lse, entropy, *kept = ctx.saved_tensors
         multiply = matmul_dtype(hidden)
         a, b = (torch.zeros_like(lse) if g is None else g for g in (a, b))
         a = _mark_invalid(a, targets, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = (hidden / ctx.temperature).to(multiply), weight.to(multiply)
+            h, w = hidden.to(multiply) / ctx.temperature, weight.to(multiply)
             y = targets.clamp(0, len(w) - 1)
             d_hidden = a[:, None] * w[y]  # the one-hot part of dz, a [v = y], is a gather and a scatter of rows
             d_weight = torch.zeros(w.shape, dtype=lse.dtype, device=w.device).index_add_(0, y, a[:, None] * h)
@@ -318,6 +322,7 @@ class _TritonLogprob(torch.autograd.Function):
         return _mark_invalid((zy.sum(0) - top - log_l) / LOG2E, targets, V), lse, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, a, b, c):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         (N, D), V = hidden.shape, len(weight)
@@ -373,13 +378,17 @@ def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, impl: s
     Under autocast both are taken to its dtype. Products run in the inputs' dtype (on a CPU without 16-bit arithmetic in
     float32), softmax statistics always in float32. lse and entropy are those of the logits divided by the temperature.
 
+    logp = z_y - lse, lse = log sum_v exp z_v, entropy = lse - sum_v p_v z_v with z = hidden @ weight.T / temperature.
     Moved: hidden once per vocabulary tile and weight once per block of rows, twice (forward, recomputation), against 12
-    N V bytes for logits, log-softmax and gradient of the naive path. Held: one chunk, at most 32 MB (CPU) or 128 MB
-    (GPU, bf16). impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes,
-    temperature <= 0 and, on CPU, targets outside the vocabulary; on a GPU such a row's log-prob and gradients are NaN,
-    without a host sync.
+    N V bytes for logits, log-softmax and gradient of the naive path. Saved for the backward: the inputs, lse and
+    entropy; no (N, V) tensor, except that a problem of at most 2**23 logits (a small world) keeps its exponentials on
+    the torch path (32 MB in float32, and at most as much again in tiles). There is no second derivative. float16 needs
+    the usual loss scaling: upstream gradients below about 1e-4 underflow.
+    impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes, temperature <= 0
+    and, on CPU, targets outside the vocabulary; on a GPU such a row's log-prob and gradients are NaN, without a host
+    sync.
     """
     hidden, weight = to_autocast(hidden, weight)
     check_logprob(hidden, weight, targets, temperature)
     function = _TritonLogprob if choose_impl(impl, hidden) == "triton" else _TorchLogprob
-    return function.apply(hidden, weight, targets.long(), temperature)
+    return function.apply(hidden, weight, targets.long().contiguous(), temperature)

@@ -417,6 +417,70 @@ def test_auto_computes_what_the_kernels_cannot():
             attention(q, k, v, impl="triton")
 
 
+@pytest.fixture
+def on_device():
+    """New tensors go where the kernels run."""
+    torch.manual_seed(0)
+    torch.set_default_device(DEVICE)
+    yield
+    torch.set_default_device("cpu")
+
+
+@pytest.mark.parametrize("gap", [0, 40])
+def test_attention_with_first_at_the_largest_integer(on_device, gap):
+    """INT_MAX says "no key"; behind `gap` ordinary queries too."""
+    q, k, v = (torch.randn(2, 2, 70, 32) for i in range(3))
+    first = torch.full((2, 70), 2**31 - 1, dtype=torch.int32)
+    first[:, :gap] = 0
+    out = attention(q, k, v, first=first, impl=IMPL)
+    torch.testing.assert_close(out[:, :, :gap], attention_reference(q, k, v, first)[:, :, :gap], atol=1e-5, rtol=1e-5)
+    assert out[:, :, gap:].eq(0).all()
+
+
+def test_logprob_of_strided_targets(on_device):
+    h, w = torch.randn(40, 16), torch.randn(300, 16)
+    y = torch.randint(300, (80,))[::2]
+    torch.testing.assert_close(
+        linear_logprob(h, w, y, impl=IMPL)[0], linear_logprob_reference(h, w, y)[0], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_logprob_of_no_rows(on_device):
+    h, w = torch.zeros(0, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)
+    out = linear_logprob(h, w, torch.zeros(0, dtype=torch.long), impl=IMPL)
+    sum(x.sum() for x in out).backward()
+    assert all(x.shape == (0,) for x in out) and h.grad.shape == (0, 16) and w.grad.eq(0).all()
+
+
+def test_a_second_derivative_through_the_upstream_raises(on_device):
+    h, w, a = torch.randn(4, 32, requires_grad=True), torch.randn(9, 32), torch.ones(4, requires_grad=True)
+    logp = (a * linear_logprob(h, w, torch.tensor([1, 2, 3, 4]), impl=IMPL)[0]).sum()
+    (g,) = torch.autograd.grad(logp, h, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.square().sum().backward()
+
+
+def test_decode_lengths_past_the_cache_read_nothing_there(on_device):
+    """Lengths beyond a cache count as its end, a negative start as 0; the caches lie in larger, poisoned buffers."""
+    huge = lambda *shape: torch.full(shape, 1e30)  # noqa: E731
+    buffers = [huge(2, 2, 12, 32), huge(2, 2, 12, 32), huge(4, 2, 9, 32), huge(4, 2, 9, 32)]
+    cut = [b[:, :, 2 : 2 + n] for b, n in zip(buffers, (7, 7, 5, 5), strict=True)]
+    for c in cut:
+        c.copy_(torch.randn(c.shape))
+    q = torch.randn(4, 2, 32)
+    want = decode_attention(q, *cut[:2], None, *cut[2:], group_size=2, impl="torch")
+    start, stop, tail = torch.tensor([-2, -1]), torch.tensor([9, 8]), torch.tensor([7, 6, 9, 8])
+    if IMPL == "triton":
+        got = decode_attention(
+            q, *cut[:2], start, *cut[2:], group_size=2, prefix_lengths=stop, tail_lengths=tail, impl=IMPL
+        )
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="tail_lengths"):
+        decode_attention(q, *cut[:2], None, *cut[2:], group_size=2, tail_lengths=tail[:3], impl=IMPL)
+    none = decode_attention(q[:0], *(c[:0] for c in cut[:2]), None, *(c[:0] for c in cut[2:]), group_size=2, impl=IMPL)
+    assert none.shape == (0, 2, 32)
+
+
 @pytest.mark.skipif(dispatch.interpreted() or dispatch.triton is None, reason="needs compiled Triton")
 def test_triton_on_a_cpu_tensor_names_the_reason():
     q, kv, words = torch.ones(1, 1, 32), torch.ones(1, 1, 4, 32), torch.ones(5, 8)
