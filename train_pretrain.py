@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
     g.add_argument("--block-size", type=int, default=640, help="window in tokens")
     g.add_argument("--batch-tokens", type=int, default=1280, help="tokens of one optimizer step, all micro-batches")
+    g.add_argument(
+        "--document-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tokens see their own document alone, as prompts do later; the paper's stack lets them see the window",
+    )
     g.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log-sum-exp; 0 = off")
     g.add_argument(
         "--save-tokens", type=float, nargs="+", default=[], metavar="N", help="checkpoints at these token counts"
@@ -76,22 +82,30 @@ def parse_args():
 
 
 # ------------------------------------------------------------------------------------------------------- the objective
-def pretrain_loss(model, batch, denom: int, z_loss: float):
+def document_starts(idx: torch.Tensor, eot: int) -> torch.Tensor:
+    """idx (B, T) -> (B, T) int32: where the document of each token starts, the last end-of-text at or before it. What
+    the window cut off at its left edge starts at 0."""
+    here = torch.arange(idx.shape[1], device=idx.device, dtype=torch.int32)
+    return torch.where(idx == eot, here, 0).cummax(dim=1).values.int()
+
+
+def pretrain_loss(model, batch, denom: int, z_loss: float, eot: int | None = None):
     """Next-token loss summed over batch (B, T+1) and divided by `denom`, the target tokens of the WHOLE step.
+    eot: tokens see their own document alone; None: the whole window before them.
     Returns (loss with z-loss, plain loss)."""
-    h = model.hidden(batch[:, :-1])
+    h = model.hidden(batch[:, :-1], first=None if eot is None else document_starts(batch[:, :-1], eot))
     logprobs, lse, _ = model.logprobs(h.flatten(0, 1), batch[:, 1:].flatten())
     nll = -logprobs.sum() / denom
     return (nll + z_loss * lse.square().sum() / denom if z_loss else nll), nll.detach()
 
 
 @torch.no_grad()
-def validation_loss(model, args, device) -> float:
+def validation_loss(model, args, device, eot) -> float:
     """Mean next-token loss in nats over held-out text."""
     total, count = 0.0, 0
     for batch in val_batches(args.data, args.block_size, args.micro_batch_size, args.eval_tokens):
         with device.autocast():
-            total += pretrain_loss(model, batch.to(device.device), 1, 0.0)[1].item()
+            total += pretrain_loss(model, batch.to(device.device), 1, 0.0, eot)[1].item()
         count += batch[:, 1:].numel()
     return total / count
 
@@ -103,6 +117,7 @@ def main():
     if args.mix not in meta["mixes"]:
         raise UserError(f"--mix {args.mix}: {args.data} has {', '.join(meta['mixes'])}; choose one of them")
     enc = load_tokenizer(args.data)
+    eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
     data = TokenMix(args.data, meta["mixes"][args.mix], args.block_size, rows, args.seed)
     identity = {"tokenizer": meta["tokenizer"]["hash"], "files": meta["files"], "mix": meta["mixes"][args.mix]}
@@ -134,7 +149,7 @@ def main():
         loss, denom = 0.0, batch[:, 1:].numel()
         for micro in batch.split(args.micro_batch_size):
             with device.autocast():
-                objective, nll = pretrain_loss(model, micro, denom, args.z_loss)
+                objective, nll = pretrain_loss(model, micro, denom, args.z_loss, eot)
             objective.backward()
             loss += nll
         loss = float(loss)
@@ -146,7 +161,7 @@ def main():
         metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr, "train/tokens": start.tokens}
         metrics |= {"perf/tok_per_sec": step_tokens / seconds, "perf/step_ms": 1e3 * seconds}
         if out.due(done) or (args.eval_every and done % args.eval_every == 0):
-            metrics["eval/loss"] = validation_loss(model, args, device)
+            metrics["eval/loss"] = validation_loss(model, args, device, eot)
         shown = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
         out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
