@@ -12,11 +12,13 @@ skill.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -40,6 +42,8 @@ from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from data.tokens import load_meta, val_batches
 from model import load_model
 
+HERE = Path(__file__).parent
+NOT_OF_A_RUN = ("study", "grid", "stats", "claims", "figures", "paper", "report")  # they only ask for and read runs
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
 
@@ -63,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help=f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data",
     )
-    g.add_argument("--split", default="test", choices=["val", "test"])
+    g.add_argument("--split", default="test", choices=["train", "val", "test"])
     g.add_argument("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
     g.add_argument("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     g = p.add_argument_group("Sampling")
@@ -142,6 +146,7 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
         texts = [stop.cut(decode(enc, [t for t in row if t != enc.eot_token])) for row in out.completions()]
         for j, question in enumerate(part):
             mine = slice(j * args.n_samples, (j + 1) * args.n_samples)
+            answers = Counter(extract_answer(t, flexible=True) or "" for t in texts[mine])  # "": none was found
             rows.append({
                 "qid": question.qid,
                 "n": args.n_samples,
@@ -149,8 +154,8 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
                 "flexible": sum(int(reward_flexible(t, question.answer)) for t in texts[mine]),
                 "formatted": sum(extract_answer(t) is not None for t in texts[mine]),
                 "finished": int(out.finished[mine].sum()),
-                "answers": [extract_answer(t, flexible=True) for t in texts[mine]],  # for controls that deal them anew
                 "gold": question.answer,
+                "answers": dict(answers),  # for controls that deal them anew
             })  # fmt: skip
             if len(rows) <= 3:
                 shown = {"task": task, "prompt": question.problem, "gold": question.answer}
@@ -166,7 +171,7 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
         "format_rate": sum(r["formatted"] for r in rows) / total,
         "finish_rate": sum(r["finished"] for r in rows) / total,
         "guess_floor": {str(k): v for k, v in floor.items()},
-        "questions": rows,
+        "questions": {name: [row[name] for row in rows] for name in rows[0]},  # columns: a third of the bytes
     }
     for scoring in ("flexible", "strict"):
         result[scoring] = {f"pass@{k}": mean_stderr([pass_at_k(r["n"], r[scoring], k) for r in rows]) for k in args.k}
@@ -195,6 +200,16 @@ def movement(model, reference, data, device, max_tokens: int = 65_536) -> dict:
         "distance": moved, "relative_distance": moved / norm,
         "kl": kl / count, "loss": loss / count, "loss_reference": loss_reference / count,
     }  # fmt: skip
+
+
+def compact(bench: dict) -> dict:
+    """A benchmark's result with its items as `hits`, a digit for each (by its leading score), and `facts`, a number
+    for each that items of one fact share. `chance`: the score of blind choice (0 where the word must be found)."""
+    items, facts = bench.pop("per_item"), {}
+    hits = "".join(str(int(i["greedy"] if "greedy" in i else i["pred_norm"] == i["gold"])) for i in items)
+    groups = [facts.setdefault(i.get("fact", n), len(facts)) for n, i in enumerate(items)]
+    chance = sum(0 if "greedy" in i else 1 / len(i["logprobs"]) for i in items) / len(items)
+    return {**bench, "chance": chance, "hits": hits, "facts": groups}
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -281,7 +296,7 @@ def main():
             samples += shown
         else:
             with device.autocast():
-                results["benchmarks"][task] = score_benchmark(model, enc, files[task])
+                results["benchmarks"][task] = compact(score_benchmark(model, enc, files[task]))
     if results["benchmarks"]:
         leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
         results["general_average"] = sum(leading) / len(leading)
@@ -302,6 +317,7 @@ def main():
         "settings": vars(args)
         | {"dtype_used": str(device.dtype), "device_used": str(device.device), "threads_used": torch.get_num_threads()},
         "commit": git_commit(),
+        "source": source_hash(),
         "seconds": round(time.time() - began, 1),
         **results,
     }
@@ -313,10 +329,17 @@ def main():
 
 
 def git_commit() -> str | None:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     return found.stdout.strip() or None
+
+
+def source_hash() -> str:
+    """Of the code that decides a run's numbers: stages, model, data, kernels."""
+    files = [p for p in HERE.glob("*.py") if p.stem not in NOT_OF_A_RUN]
+    digest = hashlib.sha256()
+    for path in sorted([*files, *HERE.glob("data/*.py"), *HERE.glob("kernels/*.py")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:10]
 
 
 if __name__ == "__main__":

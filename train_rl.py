@@ -20,8 +20,10 @@ A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is 
 
 import argparse
 import copy
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -53,6 +55,8 @@ PRESETS = {
         max_new_tokens=2048, weight_decay=0.01, stop="eos",
     ),
 }  # fmt: skip
+
+SPLITS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125)}  # share of right samples: the paper's 16 to 64, at most 8 of 64
 
 
 def add_rl_args(p) -> None:
@@ -106,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=40, lr=2e-4)
     add_rl_args(p)
+    p.add_argument("--only", choices=list(SPLITS), help="train on the easy or the hard questions, by --by's counts")
+    p.add_argument("--by", metavar="EVAL.json", help="what `evaluate.py --split train --temperature 1` found")
     add_system_args(p)
     return p
 
@@ -113,7 +119,25 @@ def parser() -> argparse.ArgumentParser:
 def parse_args():
     args, ckpt = parse(parser(), PRESETS)
     check_rl_args(args)
+    if bool(args.only) != bool(args.by):
+        raise UserError("--only chooses questions by the counts of --by: give both, or neither")
     return args, ckpt
+
+
+def choose(questions, args):
+    """Those of `questions` that the model of `--by` got right (strict) in a share of its samples that fits `--only`."""
+    try:
+        found = json.loads(Path(args.by).read_text())["questions"][args.task]["questions"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--by {args.by} holds no counts of {args.task} ({error!r}); give evaluate.py's JSON"
+        ) from error
+    low, high = SPLITS[args.only]
+    right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
+    chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
+    if not chosen:
+        raise UserError(f"{args.by}: none of its {len(right)} questions is {args.only}; sample more questions")
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------------- the objective
@@ -321,6 +345,7 @@ def main():
     args, ckpt = parse_args()
     device = setup(args)
     model, enc, questions, start = load_start(args, ckpt, device)
+    questions = choose(questions, args) if args.only else questions
     template = template_for(args.task)
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     check_context(prompts, args.max_new_tokens, model.config.block_size)

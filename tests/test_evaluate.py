@@ -83,22 +83,22 @@ def test_report_of_known_answers(ok, world, chain, tmp_path):
     shown = ok("evaluate", "--ckpt", ckpt, "--data", world, "--out", out, *QUICK).out
     report = json.loads(out.read_text())
     gsm, hard = report["questions"]["gsm"], report["questions"]["hard"]
-    assert gsm["n_questions"] == 5 and [q["gold"] for q in gsm["questions"]] == ["19", "20", "21", "22", "23"]
-    assert [q["flexible"] for q in gsm["questions"]] == [4, 0, 0, 0, 0] and gsm["format_rate"] == 0
+    assert gsm["n_questions"] == 5 and gsm["questions"]["gold"] == ["19", "20", "21", "22", "23"]
+    assert gsm["questions"]["flexible"] == [4, 0, 0, 0, 0] and gsm["format_rate"] == 0
     for k in (1, 2, 4):
         assert gsm["flexible"][f"pass@{k}"]["value"] == pytest.approx(0.2)
         assert gsm["flexible"][f"pass@{k}"]["stderr"] == pytest.approx(math.sqrt(0.2 * 0.8 / 4))
         assert gsm["strict"][f"pass@{k}"] == {"value": 0.0, "stderr": 0.0}
         assert hard["flexible"][f"pass@{k}"]["value"] == 0
-    assert gsm["finish_rate"] == 1 and gsm["questions"][0] | {"qid": ""} == {
-        "qid": "", "n": 4, "strict": 0, "flexible": 4, "formatted": 0, "finished": 4, "answers": ["19"] * 4,
+    assert gsm["finish_rate"] == 1 and {k: v[0] for k, v in gsm["questions"].items()} | {"qid": ""} == {
+        "qid": "", "n": 4, "strict": 0, "flexible": 4, "formatted": 0, "finished": 4, "answers": {"19": 4},
         "gold": "19",
     }  # fmt: skip
     assert gsm["guess_floor"].keys() == {"1", "2", "4"}
     assert set(report["benchmarks"]) == {"facts", "lastword"}
     facts, word = report["benchmarks"]["facts"], report["benchmarks"]["lastword"]
     assert report["general_average"] == pytest.approx((facts["acc_norm"] + word["acc"]) / 2)
-    assert facts["n"] == 6 and word["ppl"] > 1 and {"acc", "stderr", "per_item"} <= facts.keys()
+    assert facts["n"] == 6 and word["ppl"] > 1 and {"acc", "stderr", "hits", "chance"} <= facts.keys()
     settings = {
         "n_samples": 4,
         "k": [1, 2, 4],
@@ -125,12 +125,12 @@ def test_strict_scoring_and_unbiased_pass_at_k(ok, world, chain, tmp_path):
     flags = ("--tasks", "gsm", "--n-samples", "12", "--k", "1", "3", "12", "--max-new-tokens", "12", "--top-p", "1")
     ok("evaluate", "--ckpt", ckpt, "--data", world, "--out", tmp_path / "r.json", *flags)
     gsm = json.loads((tmp_path / "r.json").read_text())["questions"]["gsm"]
-    c = gsm["questions"][0]["strict"]
-    assert 1 < c < 11 and gsm["questions"][0]["flexible"] == c and gsm["format_rate"] == 1
+    c = gsm["questions"]["strict"][0]
+    assert 1 < c < 11 and gsm["questions"]["flexible"][0] == c and gsm["format_rate"] == 1
     for k in (1, 3, 12):
         want = (1 - math.comb(12 - c, k) / math.comb(12, k)) / 5
         assert gsm["strict"][f"pass@{k}"]["value"] == pytest.approx(want)
-    assert sorted(gsm["questions"][0]["answers"]) == ["18"] * (12 - c) + ["19"] * c
+    assert gsm["questions"]["answers"][0] == {"18": 12 - c, "19": c}
 
 
 def test_results_do_not_depend_on_batching(ok, world, base, tmp_path):
@@ -161,7 +161,7 @@ def test_results_do_not_depend_on_batching(ok, world, base, tmp_path):
         ok("evaluate", "--ckpt", base, "--out", tmp_path / f"{name}.json", *given, *flags)
         questions = json.loads((tmp_path / f"{name}.json").read_text())["questions"]
         samples = read_jsonl(tmp_path / f"{name}.samples.jsonl")
-        answers[name] = [q["answers"] for t in ("gsm", "hard") for q in questions[t]["questions"]], samples
+        answers[name] = [questions[t]["questions"]["answers"] for t in ("gsm", "hard")], samples
     assert answers["all"] == answers["one"] == answers["three"] != answers["seed"]
     assert [s["completion"] for s in answers["limit"][1]][:8] == [s["completion"] for s in answers["all"][1]][:8]
 
@@ -249,3 +249,35 @@ def test_reference_goes_into_the_report(ok, refused, world, base, tmp_path):
     assert moved["kl"] == moved["distance"] == 0 and moved["loss"] > 0
     other = write_ckpt(tmp_path / "other.pt", tiny_model(1, n_hidden=24))
     refused("evaluate", *common, "--reference", other, "--out", tmp_path / "s.json", words=("another model shape",))
+
+
+def test_benchmarks_are_stored_in_little():
+    """Hits by the normalised score; items of a fact share a number, an item without one has its own."""
+    items = [{"pred": 0, "pred_norm": g, "gold": 1, "logprobs": [-1.0] * 4, "fact": f} for g, f in ((1, "a"), (2, "b"))]
+    items += [{"pred": 0, "pred_norm": 1, "gold": 1, "logprobs": [-1.0, -2.0], "fact": "a"}]
+    items += [{"pred": 0, "pred_norm": 1, "gold": 1, "logprobs": [-1.0, -2.0]}]
+    got = evaluate.compact({"acc": 0.0, "per_item": items})
+    assert got == {"acc": 0.0, "chance": 0.375, "hits": "1011", "facts": [0, 1, 0, 2]}
+    words = [{"greedy": hit, "gold": 0, "logprobs": [-1.0]} for hit in (True, False)]
+    assert evaluate.compact({"per_item": words}) == {"chance": 0.0, "hits": "10", "facts": [0, 1]}
+
+
+def test_training_questions_sort_themselves_for_rl(ok, refused, world, chain, tmp_path):
+    """A model that answers 9 to everything: of 12 training sums one (6 + 3) is easy and eleven are hard; RL trains on
+    the one part or the other. The counts that sort are strict: without the marker nothing is easy."""
+    flags = ("--tasks", "gsm", "--split", "train", "--temperature", "1", *QUICK)
+    for name, text in (("marked", "\\boxed{9}"), ("bare", " 9")):
+        ckpt = chain(text)
+        ok("evaluate", "--ckpt", ckpt, "--data", world, *flags, "--out", tmp_path / f"{name}.json")
+    rows = json.loads((tmp_path / "marked.json").read_text())["questions"]["gsm"]["questions"]
+    assert sorted(rows["strict"]) == [0] * 11 + [4] and len(set(rows["qid"])) == 12
+    rl = ("--init", ckpt, "--data", world, "--steps", "1", "--prompts-per-step", "2", "--group-size", "2")
+    rl += ("--max-new-tokens", "12")
+    for split, count in (("easy", 1), ("hard", 11)):
+        by = ("--only", split, "--by", tmp_path / "marked.json")
+        assert f"\n{count} gsm questions" in ok("train_rl", *rl, *by, "--out", tmp_path / split).out
+    refused("train_rl", *rl, "--only", "easy", "--out", tmp_path / "x", words=("--by",))
+    by = ("--only", "easy", "--by", tmp_path / "bare.json")
+    refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("none of its 12 questions",))
+    by = ("--only", "easy", "--by", tmp_path / "none.json")
+    refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("none.json",))
