@@ -19,14 +19,16 @@ Backward: p = exp(s - lse) is recomputed. With upstream g = d loss / d o and del
 
 (delta is what the softmax's normalisation takes back: sum_n p[t, n] <g[t], v[n]> = <g[t], o[t]>.) One kernel walks the
 queries of a key block for dk and dv, summing the heads that share it; another walks the keys of a query block for dq.
+
+attention_torch.py has the definition without tiles, and the path for tensors that these kernels do not take.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from kernels.attention_torch import attention_torch
 from kernels.dispatch import choose_impl, target_of, to_autocast
 
 try:
@@ -38,91 +40,6 @@ except ImportError:
 HEAD_SIZES = (32, 64, 128)
 LOG2E = math.log2(math.e)
 DELTA_BLOCK = 64  # queries a program of _attn_bwd_delta
-
-
-def visible_keys(first, T: int, device) -> torch.Tensor:
-    """The mask in full: bool (B, T queries, T keys), or (1, T, T) when first is None."""
-    t = torch.arange(T, device=device)
-    causal = (t[None, :] <= t[:, None])[None]
-    return causal if first is None else causal & (t >= first[:, :, None])
-
-
-def attention_reference(q, k, v, first=None):
-    """The definition with (T, T) scores in memory. Any dtype, device and head size. Shapes as in `attention`."""
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
-    visible = visible_keys(first, q.shape[2], q.device)[:, None]  # (B or 1, 1, T, T)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    # A softmax over no key at all is NaN: such a row gets finite scores here and weight 0 below.
-    scores = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -math.inf)
-    return torch.where(visible, scores.softmax(-1), 0.0) @ v
-
-
-def attention_torch(q, k, v, first=None):
-    """Torch path. On CPU in float32 whatever the dtype: torch's bf16 backward there takes 34 ms for (64, 4, 64, 32)
-    where float32 takes 11 (one AVX-512 core with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (one
-    AVX2 core). Packed documents on a CPU go block by block (`_BlockedAttention`), so that a query block meets only the
-    keys its documents reach; without `first`, torch's fused kernel was as fast."""
-    dtype = q.dtype
-    if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        q, k, v = q.float(), k.float(), v.float()
-    grouped = q.shape[1] != k.shape[1]
-    with torch.autocast(q.device.type, enabled=False):  # which would take float32 back to bf16
-        if first is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).to(dtype)
-        if q.device.type == "cpu" and q.requires_grad:
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) if grouped else x for x in (k, v))
-            return _BlockedAttention.apply(q, k, v, first).to(dtype)
-        # A query without keys is given its own, which keeps its softmax finite, and its row is set to 0 afterwards.
-        own = torch.arange(q.shape[2], device=q.device, dtype=first.dtype)
-        mask = visible_keys(torch.minimum(first, own), q.shape[2], q.device)[:, None]  # (B, 1, T, T)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return out.masked_fill((first > own)[:, None, :, None], 0.0).to(dtype)
-
-
-class _BlockedAttention(torch.autograd.Function):
-    """The formulas of the file's head for blocks of queries that stay in cache, in the inputs' dtype. A block sees the
-    keys from its rows' earliest `first` to its end: with documents of 40 tokens in rows of 640 a third of the work."""
-
-    BLOCK = 64  # queries
-
-    @staticmethod
-    def blocks(first, T: int):
-        """(start, end, first key, hidden keys (B, 1, queries, keys)) of each block of queries."""
-        for start in range(0, T, _BlockedAttention.BLOCK):
-            end = min(start + _BlockedAttention.BLOCK, T)
-            low = min(start, int(first[:, start].min()))
-            t, n = torch.arange(start, end)[:, None], torch.arange(low, end)
-            yield start, end, low, ((n > t) | (n < first[:, start:end, None]))[:, None]
-
-    @staticmethod
-    def forward(ctx, q, k, v, first):
-        q, k, v = q * q.shape[-1] ** -0.5, k.contiguous(), v.contiguous()
-        o, lse = torch.empty_like(v), v.new_empty(v.shape[:3])
-        for start, end, low, hidden in _BlockedAttention.blocks(first, q.shape[2]):
-            s = (q[:, :, start:end] @ k[:, :, low:end].transpose(-1, -2)).masked_fill_(hidden, -math.inf)
-            m = s.amax(-1, keepdim=True).clamp_(min=-1e30)  # finite where a query sees nothing: its row is then 0
-            l = s.sub_(m).exp_().sum(-1, keepdim=True)
-            o[:, :, start:end] = (s @ v[:, :, low:end]).div_(l.clamp(min=1e-30))
-            lse[:, :, start:end] = (m + l.clamp_(min=1e-30).log_()).squeeze(-1)
-        ctx.save_for_backward(q, k, v, first, o, lse)
-        return o
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        q, k, v, first, o, lse = ctx.saved_tensors
-        g = g.contiguous()
-        delta = (g * o).sum(-1, keepdim=True)
-        dq, dk, dv = torch.empty_like(v), torch.zeros_like(k), torch.zeros_like(v)
-        for start, end, low, hidden in _BlockedAttention.blocks(first, q.shape[2]):
-            own, seen = (slice(None), slice(None), slice(start, end)), (slice(None), slice(None), slice(low, end))
-            s = (q[own] @ k[seen].transpose(-1, -2)).masked_fill_(hidden, -math.inf)
-            p = s.sub_(lse[own].unsqueeze(-1)).exp_()
-            dv[seen] += p.transpose(-1, -2) @ g[own]
-            ds = (g[own] @ v[seen].transpose(-1, -2)).sub_(delta[own]).mul_(p)
-            dq[own] = ds @ k[seen]
-            dk[seen] += ds.transpose(-1, -2) @ q[own]  # q carries the scale
-        return dq * q.shape[-1] ** -0.5, dk, dv, None
 
 
 # ---------------------------------------------------------------- Triton kernels

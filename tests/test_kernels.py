@@ -15,18 +15,22 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import attention as attention_file
+from kernels import attention_torch as attention_torch_file
 from kernels import dispatch
 from kernels import logprob as logprob_file
-from kernels.attention import attention, attention_reference
+from kernels.attention import attention
+from kernels.attention_torch import attention_reference
 from kernels.decode import decode_attention, prefix_tail_attention_reference, prefix_tail_attention_torch
 from kernels.logprob import linear_logprob, linear_logprob_reference
 
 IMPL = os.environ.get("KERNELS_IMPL", "torch")
 DEVICE = "cuda" if IMPL == "triton" and not dispatch.interpreted() else "cpu"
-# Largest error over the largest true value. bfloat16 keeps 8 bits; only a GPU computes it (the interpreter does not).
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3} | ({torch.bfloat16: 1.6e-2} if DEVICE == "cuda" else {})
+# Largest error over the largest true value. bfloat16 keeps 8 bits; the interpreter computes it wrongly.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
+TOLERANCE |= {} if dispatch.interpreted() else {torch.bfloat16: 1.6e-2}
 GUARD = 512  # NaNs on both sides of every buffer
 triton_only = pytest.mark.skipif(IMPL != "triton", reason="a property of the Triton path")
+torch_only = pytest.mark.skipif(IMPL != "torch", reason="a property of the torch path")
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:
@@ -76,6 +80,12 @@ def make_first(mode, B, T):
     return (t // 23 * 23).expand(B, T) if mode == "packed" else (3 + 60 * t[:B, None] % T).expand(B, T).contiguous()
 
 
+def any_first(T, generator):
+    """A random non-decreasing mask of two rows; where first[b, t] = t + 1, query t sees nothing."""
+    first = torch.randint(0, T + 2, (2, T), generator=generator, dtype=torch.int32).sort(1).values
+    return torch.minimum(first, torch.arange(T) + 1).int().to(DEVICE)
+
+
 def check_attention(q, k, v, first, dtype):
     """Output and all three gradients against float64, for a random upstream gradient."""
     g = random(*q.shape, dtype=dtype)
@@ -118,8 +128,7 @@ def test_attention_random_shapes(poison):
     for _ in range(4):
         T, H_kv, R = pick(1, 70), pick(1, 2), pick(1, 3)
         q, k, v = (random(2, h, T, 32) for h in (H_kv * R, H_kv, H_kv))
-        first = torch.randint(0, T + 2, (2, T), generator=generator, dtype=torch.int32).sort(1).values
-        check_attention(q, k, v, torch.minimum(first, torch.arange(T) + 1).int().to(DEVICE), torch.float32)
+        check_attention(q, k, v, any_first(T, generator), torch.float32)
 
 
 def test_attention_of_one_key_and_of_none(poison):
@@ -166,6 +175,41 @@ def test_attention_takes_any_strides():
     q = random(2, 2, 32, 19).transpose(2, 3)  # last axis not contiguous
     k, v = random(19, 2, 2, 32).permute(2, 1, 0, 3), random(1, 2, 19, 32).expand(2, 2, 19, 32)
     check_attention(q, k, v, None, torch.float32)
+
+
+@torch_only
+@pytest.mark.parametrize("T", [1, 17, 64, 100, 129, 640])
+@pytest.mark.parametrize("mode", ["padded", "packed", "any"])
+def test_attention_by_blocks(T, mode):
+    """What a CPU trains with: at and around its blocks of 64 queries, grouped heads, a model's strides."""
+    generator = torch.Generator().manual_seed(T)
+    first = any_first(T, generator) if mode == "any" else make_first(mode, 2, T)
+    q, k, v = (random(2, T, h, 16).transpose(1, 2) for h in (4, 2, 2))
+    check_attention(q, k, v, first, torch.float32)
+
+
+@torch_only
+def test_attention_by_blocks_by_finite_differences(monkeypatch):
+    """Every entry of every gradient, in float64; row 1 has queries without keys, and a negative start counts as 0."""
+    monkeypatch.setattr(attention_torch_file, "BLOCK", 3)
+    first = torch.tensor([[-2, -1, 0, 3, 3, 5, 5], [2, 2, 2, 2, 2**31 - 1, 2**31 - 1, 2**31 - 1]], dtype=torch.int32)
+    inputs = [torch.randn(2, h, 7, 4, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1)]
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, first=first, impl="torch"), inputs)
+    assert torch.allclose(attention(*inputs, first=first, impl="torch"), attention_reference(*inputs, first))
+
+
+@torch_only
+def test_attention_by_blocks_under_autocast_and_twice():
+    """Autocast rounds the inputs and nothing after, even with the backward inside it; a second run gives equal bits."""
+    x, g = [torch.randn(2, 2, 100, 32, requires_grad=True) for _ in "qkv"], torch.randn(2, 2, 100, 32).bfloat16()
+    first = make_first("packed", 2, 100)
+    results = []
+    for autocast in (True, True, False):
+        inputs = x if autocast else [a.detach().bfloat16().requires_grad_() for a in x]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = attention(*inputs, first=first, impl="torch")
+            results.append([out, *(a.float() for a in torch.autograd.grad(out, inputs, g))])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
 @triton_only
@@ -366,7 +410,7 @@ def test_reading_several_tokens_after_a_shared_prefix(tail_lengths):
 def test_autocast_rounds_inputs_and_keeps_gradients_in_float32():
     q, k, v = (torch.randn(2, 2, 17, 32, device=DEVICE, requires_grad=True) for _ in range(3))
     hidden, weight, targets = logprob_case(17, 97, 32, torch.float32)
-    kind = torch.bfloat16 if DEVICE == "cpu" and IMPL == "torch" else torch.float16
+    kind = torch.float16 if dispatch.interpreted() else torch.bfloat16
     with torch.autocast(DEVICE, dtype=kind):
         out = attention(q, k, v, impl=IMPL)
         logp, lse, entropy = linear_logprob(hidden, weight, targets, impl=IMPL)
