@@ -58,7 +58,7 @@ def all_builds() -> list[Build]:
     builds = []
     for target in SHARED_LIMIT:
         for dtype in DTYPES:
-            for D in (64, 128):
+            for D in attention.HEAD_SIZES:
                 tiles = attention.tiles_for(TILE_KEY[target], D, DTYPES[dtype])
                 for kernel, tile in zip(("_attn_fwd", "_attn_bwd_dkdv", "_attn_bwd_dq"), tiles, strict=True):
                     for has_first in (True, False):
@@ -68,7 +68,7 @@ def all_builds() -> list[Build]:
                         builds.append(Build(target, "attention", kernel, dtype, D, options, *tile[2:]))
                 options = dict(BLOCK_M=attention.DELTA_BLOCK, HEAD_DIM=D)
                 builds.append(Build(target, "attention", "_attn_bwd_delta", dtype, D, options, 4, 2))
-                M, N, warps, stages = decode.TILES["16-bit"]
+                M, N, warps, stages = decode.TILES[D]
                 options = dict(BLOCK_M=M, BLOCK_N=N, HEAD_DIM=D, PRECISION="tf32")
                 builds.append(Build(target, "decode", "_decode_prefix", dtype, D, options, warps, stages))
                 builds.append(
@@ -96,8 +96,7 @@ def compile_one(build: Build) -> dict:
 
     fn = getattr({"attention": attention, "decode": decode, "logprob": logprob}[build.module], build.kernel)
     signature = {n: "constexpr" if n in build.constexprs else argument_type(n, build.dtype) for n in fn.arg_names}
-    # What the launcher would find out: torch's pointers and the strides of (.., T, 64 or 128) tensors are multiples of
-    # 16.
+    # What the launcher would find out: torch's pointers and the strides of (.., T, D) tensors are multiples of 16.
     aligned = [
         i
         for i, n in enumerate(fn.arg_names)
@@ -198,7 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="regular expression on 'target kernel dtype Dsize [first]'; empty = all"
     )
-    parser.add_argument("--quick", action="store_true", help="attention with the mask array only (CI)")
+    parser.add_argument("--quick", action="store_true", help="without head size 32 and calls without `first` (CI)")
     args = parser.parse_args()
     if attention.triton is None:
         parser.error("Triton is not installed: its wheels exist for Linux only; run this on Linux")
@@ -208,7 +207,7 @@ def main() -> None:
     if not builds:
         parser.error(f"--only {args.only}: no build has such a name; look at the first columns of docs/kernels.md")
     if args.quick:
-        builds = [b for b in builds if b.constexprs.get("HAS_FIRST", True)]
+        builds = [b for b in builds if b.constexprs.get("HAS_FIRST", True) and b.head_size != 32]
     lines = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for line in report(builds, pool.map(compile_one, builds)):

@@ -143,10 +143,11 @@ def prefix_tail_attention_torch(
     return out.view(B, H, Tq, D).to(dtype)
 
 
-# ---------------------------------------------------------------- Triton kernels (BLOCK_M rows of the group, BLOCK_N
-# keys, warps, stages) for every target: the work is reading keys, and 16 rows is the least a tensor core takes. Float32
-# reads half as many keys at a time. docs/kernels.md has what they compile to.
-TILES = {"16-bit": (16, 64, 4, 2), "float32": (16, 32, 4, 2)}
+# ---------------------------------------------------------------- Triton kernels
+# (BLOCK_M rows of the group, BLOCK_N keys, warps, stages) by head size, for every target: the work is reading keys, and
+# 16 rows is the least a tensor core takes. With 64 keys, head size 32 spilled on sm_90. Float32 reads fewer keys at a
+# time. docs/kernels.md has what they compile to.
+TILES = {32: (16, 128, 4, 2), 64: (16, 64, 4, 2), 128: (16, 64, 4, 2), "float32": (16, 32, 4, 2)}
 
 if triton is not None:
 
@@ -242,7 +243,7 @@ def _decode_triton(
     if B == 0:
         return out
     wide = q.dtype == torch.float32
-    BLOCK_M, BLOCK_N, warps, stages = TILES["float32" if wide else "16-bit"]
+    BLOCK_M, BLOCK_N, warps, stages = TILES["float32" if wide else D]
     grid = q if seats is None else q[seats[1]]
     part = torch.empty(len(grid), H, D, dtype=torch.float32, device=q.device)
     stat = torch.empty(2, len(grid), H, dtype=torch.float32, device=q.device)

@@ -426,7 +426,7 @@ def test_bad_shapes_and_values_say_so():
     q, hidden, weight, y = torch.ones(1, 2, 4, 32), torch.ones(3, 8), torch.ones(5, 8), torch.tensor([0, 1, 2])
     kv = torch.ones(1, 1, 4, 32)
     int32 = lambda rows: torch.tensor(rows, dtype=torch.int32)  # noqa: E731
-    tail = dict(group_size=1, impl="auto")
+    decode = lambda *x, i: decode_attention(q[:, :, 0], *x, group_size=1, impl=i)  # noqa: E731
     cases = [
         ("needs q", lambda i: attention(q, kv[:, :, :3], kv[:, :, :3], impl=i)),
         ("no multiple of", lambda i: attention(q, torch.ones(1, 3, 4, 32), torch.ones(1, 3, 4, 32), impl=i)),
@@ -434,13 +434,17 @@ def test_bad_shapes_and_values_say_so():
         ("one floating dtype", lambda i: attention(q.int(), kv.int(), kv.int(), impl=i)),
         ("decreases", lambda i: attention(q, kv, kv, first=int32([[0, 2, 1, 3]]), impl=i)),
         ("int32", lambda i: attention(q, kv, kv, first=torch.zeros(1, 4), impl=i)),
+        ("int32", lambda i: attention(q, kv, kv, first=int32([[0, 0, 0]]), impl=i)),
         ("needs .N, D", lambda i: linear_logprob(hidden, weight[:, :4], y, impl=i)),
         ("one floating dtype", lambda i: linear_logprob(hidden, weight.half(), y, impl=i)),
         ("0 to 4", lambda i: linear_logprob(hidden, weight, torch.tensor([0, 1, 5]), impl=i)),
         ("0 to 4", lambda i: linear_logprob(hidden, weight, torch.tensor([0, 1, -100]), impl=i)),
+        ("integer targets", lambda i: linear_logprob(hidden, weight, y.float(), impl=i)),
         ("above 0", lambda i: linear_logprob(hidden, weight, y, temperature=0.0, impl=i)),
+        ("above 0", lambda i: linear_logprob(hidden, weight, y, temperature=-1.0, impl=i)),
         ("above 0", lambda i: linear_logprob(hidden, weight, y, temperature=float("nan"), impl=i)),
-        ("needs q", lambda i: decode_attention(q[:, :, 0], kv, kv, None, kv.expand(2, -1, -1, -1), kv, **tail)),
+        ("needs q", lambda i: decode(kv, kv, None, kv.expand(2, -1, -1, -1), kv, i=i)),
+        ("one floating dtype", lambda i: decode(kv.half(), kv.half(), None, kv, kv, i=i)),
         ("impl 'cuda'", lambda i: attention(q, kv, kv, impl="cuda")),
     ]
     for sentence, call in cases:
@@ -449,16 +453,26 @@ def test_bad_shapes_and_values_say_so():
                 call(impl)
 
 
-def test_auto_computes_what_the_kernels_cannot():
+@pytest.mark.parametrize(
+    "D, dtype, reason", [(48, torch.float32, "head size 48|needs a GPU"), (32, torch.float64, "float64|needs a GPU")]
+)
+def test_auto_computes_what_the_kernels_cannot(D, dtype, reason):
     """Head size 48 and float64 have no kernel: auto takes torch and is right; triton says why it cannot."""
-    for D, dtype, reason in (
-        (48, torch.float32, "head size 48|needs a GPU"),
-        (32, torch.float64, "float64|needs a GPU"),
-    ):
-        q, k, v = (torch.randn(1, 2, 9, D, dtype=dtype) for _ in range(3))
-        assert torch.allclose(attention(q, k, v), attention_reference(q, k, v), atol=1e-5)
-        with pytest.raises(RuntimeError, match=reason):
-            attention(q, k, v, impl="triton")
+    q, k, v = (torch.randn(2, 2, 9, D, dtype=dtype) for _ in range(3))
+    words, y = torch.randn(30, D, dtype=torch.float64), torch.arange(9)  # any width will do for the log-prob
+    one, cache = q[:, :, 0], (k, v, None, v, k)
+    calls = [
+        (lambda i: attention(q, k, v, impl=i), attention_reference(q, k, v)),
+        (lambda i: linear_logprob(words[:9], words, y, impl=i)[0], linear_logprob_reference(words[:9], words, y)[0]),
+        (
+            lambda i: decode_attention(one, *cache, group_size=1, impl=i),
+            prefix_tail_attention_reference(q[:, :, :1], *cache, group_size=1)[:, :, 0],
+        ),
+    ]
+    for call, want in calls:
+        assert torch.allclose(call("auto"), want, atol=1e-5)
+        with pytest.raises(RuntimeError, match=f"{reason}|float64"):
+            call("triton")
 
 
 @pytest.fixture
