@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from common import UserError
 from kernels.attention import attention
 from kernels.decode import decode_attention, prefix_tail_attention_torch
+from kernels.dispatch import choose_impl, to_autocast
 from kernels.logprob import linear_logprob
 
 
@@ -227,6 +228,97 @@ def inverse_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
 
 
+class Move(torch.autograd.Function):
+    """x (N, ...) -> x[index], 0 where index is -1. An index names a row once at most, and `inverse` leads back, so the
+    gradient is the same gather the other way (torch's own would add the rows up one by one)."""
+
+    @staticmethod
+    def forward(ctx, x, index, inverse):
+        ctx.save_for_backward(index, inverse)
+        return Move.gather(x, index)
+
+    @staticmethod
+    def backward(ctx, g):
+        index, inverse = ctx.saved_tensors
+        return Move.gather(g, inverse), None, None
+
+    @staticmethod
+    def gather(x, index):
+        return x.index_select(0, index.clamp(min=0)).mul_((index >= 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
+
+
+class Packed:
+    """Rows prompt + completion as one row of N tokens without pads, for training: all but attention works on tokens,
+    and attention unfolds them into slots. A completion's last token is left out, since nothing is predicted from it.
+
+    share: where the same prompt has two or more neighbouring completions on average, it is read once and they attend to
+    [its keys | their own]. Slots are then P prompts of Tp, and P * G completions of T, G the largest group; else B
+    whole rows of T, for the attention kernel. Pads stand at the right, where causality hides them.
+    """
+
+    def __init__(self, prompts, completions, device, share: bool):
+        B = len(prompts)
+        heads = [i for i in range(B) if i == 0 or prompts[i] != prompts[i - 1]]  # where a new prompt begins
+        self.shared = share and 2 * len(heads) <= B
+        heads = heads if self.shared else list(range(B))
+        self.longest = max(len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True))
+        tokens, positions, scoring, own, read = [], [], [], [], []
+        for head, end in zip(heads, [*heads[1:], B], strict=True):
+            prompt = prompts[head]
+            read.append((len(tokens), len(prompt)))
+            tokens += prompt
+            positions += range(len(prompt))
+            last = len(tokens) - 1  # a prompt's last state scores the first token
+            own.append([])
+            for c in completions[head:end]:
+                own[-1].append((len(tokens), len(c[:-1])))
+                scoring += [last, *range(len(tokens), len(tokens) + len(c) - 1)][: len(c)]
+                positions += range(len(prompt), len(prompt) + len(c) - 1)
+                tokens += c[:-1]
+        tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
+        self.idx, self.positions, self.scoring = tensor(tokens), tensor(positions), tensor(scoring)
+
+        def slots(spans):  # (start, length) of each row -> (rows, longest): which token, -1 at pads
+            start, length = tensor(spans).unbind(1)
+            t = torch.arange(max(1, int(length.max())), device=device)
+            return torch.where(t < length[:, None], start[:, None] + t, -1)
+
+        if self.shared:
+            G = max(map(len, own))
+            read, own = slots(read), slots([s for group in own for s in group + [(0, 0)] * (G - len(group))])
+            self.shapes = read.shape, own.shape
+            seen, causal = read >= 0, torch.ones(2 * own.shape[1:], dtype=torch.bool, device=device).tril()
+            seen = seen.repeat_interleave(G, 0)[:, None].expand(-1, len(causal), -1)
+            self.visible = torch.cat((seen, causal.expand(len(own), -1, -1)), 2)[:, None]  # (P * G, 1, T, Tp + T)
+            self.slots = torch.cat((read.flatten(), own.flatten()))
+        else:
+            rows = slots([(start, n + group[0][1]) for (start, n), group in zip(read, own, strict=True)])
+            self.shapes, self.slots = (rows.shape,), rows.flatten()
+        real = (self.slots >= 0).nonzero().squeeze(1)
+        self.slot_of = torch.empty_like(self.idx).index_copy_(0, self.slots[real], real)
+
+    def attention(self, q, k, v, impl: str):
+        """Causal attention within each prompt + completion: q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
+        q, k, v = (Move.apply(x[0].transpose(0, 1), self.slots, self.slot_of) for x in to_autocast(q, k, v))
+        sizes = [rows * width for rows, width in self.shapes]
+        q, k, v = (
+            [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(x.split(sizes), self.shapes, strict=True)]
+            for x in (q, k, v)
+        )  # each (rows, heads, width, D)
+        out = [attention(q[0], k[0], v[0], impl=impl)]
+        if self.shared:
+            G = len(q[1]) // len(q[0])
+            k, v = (torch.cat((x[0].repeat_interleave(G, 0), x[1]), 2) for x in (k, v))
+            q, dtype = q[1], q[1].dtype
+            if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):  # slow there: kernels/attention.py
+                q, k, v = q.float(), k.float(), v.float()
+            with torch.autocast(q.device.type, enabled=False):
+                own = F.scaled_dot_product_attention(q, k, v, self.visible, enable_gqa=q.shape[1] != k.shape[1])
+            out.append(own.to(dtype))
+        out = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in out])  # (slots, H, D)
+        return Move.apply(out, self.slot_of, self.slots).transpose(0, 1)[None]
+
+
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -293,22 +385,25 @@ class GPT(nn.Module):
 
     def completion_logprobs(self, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0):
         """Log-probs of completions after their prompts, and the entropy at each token (detached): (B, T) float32
-        each, with mask (B, T), T the longest completion. Only completion positions meet the head. Rows are
-        right-padded, so causality hides the pads; the mask comes from lengths, never from ids, so end-of-text is
-        scored like any token."""
-        device, B = self.device, len(prompts)
-        rows = [(p + c)[:-1] for p, c in zip(prompts, completions, strict=True)]
-        idx = pad_rows(rows, max(map(len, rows)), device)
-        lengths = torch.tensor([len(c) for c in completions], device=device)
-        steps = torch.arange(int(lengths.max()), device=device)[None]
-        mask = steps < lengths[:, None]
-        starts = torch.tensor(
-            [len(p) - 1 for p in prompts], device=device
-        )  # a prompt's last state scores the first token
-        at = (torch.arange(B, device=device)[:, None] * idx.shape[1] + starts[:, None] + steps)[mask]  # (tokens,)
-        h = self.hidden(idx).flatten(0, 1).index_select(0, at)
-        scored, _, entropy = self.logprobs(h, pad_rows(completions, steps.shape[1], device)[mask], temperature)
-        grid = torch.zeros(mask.shape, dtype=scored.dtype, device=device)
+        each, with mask (B, T), T the longest completion. The mask comes from lengths, never from ids, so end-of-text
+        is scored like any token.
+
+        All tokens lie in one row without pads, prompt p and then its completions; neighbouring rows of one prompt
+        share it (`Packed`). Only completion positions meet the head.
+        """
+        share = choose_impl(self.impl, self.wte.weight) == "torch"  # the Triton kernel takes whole rows
+        packed = Packed(prompts, completions, self.device, share)
+        if packed.longest > self.config.block_size:
+            raise UserError(
+                f"{packed.longest} tokens exceed the model's context of {self.config.block_size}; shorten the input"
+            )
+        attend = lambda layer, q, k, v: packed.attention(q, k, v, self.impl)  # noqa: E731
+        h = self.hidden(packed.idx[None], positions=packed.positions[None], attend=attend)[0]
+        lengths = torch.tensor([len(c) for c in completions], device=self.device)
+        mask = torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]
+        targets = torch.tensor([t for c in completions for t in c], device=self.device)
+        scored, _, entropy = self.logprobs(h.index_select(0, packed.scoring), targets, temperature)
+        grid = torch.zeros(mask.shape, dtype=scored.dtype, device=self.device)
         return grid.masked_scatter(mask, scored), grid.masked_scatter(mask, entropy.detach()), mask
 
     # ------------------------------------------------------------------------------------- reading and sampling

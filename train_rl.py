@@ -242,8 +242,13 @@ def rollout(model, enc, questions, prompts, indices, step, args, device, stop=No
 
 
 def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
-    """Cut an update's rows into micro-batches of similar length (padding and cache misses cost more than the sort)."""
-    rows = sorted(rows, key=lambda i: len(batch.prompts[i]) + len(batch.completions[i]))
+    """Cut an update's rows into micro-batches. The completions of a prompt stay neighbours, so that the model reads it
+    once; prompts are ordered by their longest completion, since padding costs more than the sort."""
+    longest: dict[tuple, int] = {}
+    for i in rows:
+        prompt = tuple(batch.prompts[i])
+        longest[prompt] = max(longest.get(prompt, 0), len(batch.completions[i]))
+    rows = sorted(rows, key=lambda i: (longest[tuple(batch.prompts[i])], batch.prompts[i], len(batch.completions[i])))
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 

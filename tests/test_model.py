@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 
 from common import UserError
-from model import GPT, PRESETS, GPTConfig, build_model, load_model
+from model import GPT, PRESETS, GPTConfig, Packed, build_model, load_model
 
 POST = dict(post_norm=True, qk_norm=True, tied=False, n_head=4, n_kv_head=2, rope_theta=500_000.0)
 VARIANTS = {"pre-norm": {}, "post-norm": POST, "grouped": dict(n_head=4, n_kv_head=1), "untied": dict(tied=False)}
@@ -123,6 +123,50 @@ def test_completion_logprobs_of_unequal_rows():
         torch.testing.assert_close(got, want[range(len(c)), c], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(entropy[i, : len(c)].double(), -(want.exp() * want).sum(-1), atol=1e-4, rtol=1e-4)
     assert logprobs[~mask].abs().max() == 0 and logprobs.requires_grad and not entropy.requires_grad
+
+
+GROUPS = (  # (prompts, completions): groups of 3, 1 and 4 with a repeat of the first prompt apart; one-token rows; 0s
+    [[256, 7, 0]] * 3 + [[256]] + [[256, 7, 0, 0, 9]] * 4 + [[256, 7, 0]] * 2,
+    [[0, 0, 256], [5], [0, 0, 8, 1], [4, 4], [1] * 6, [0], [2, 256], [3, 1, 256], [0, 0, 256], [256]],
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("share", [True, False])
+def test_shared_prompts_are_read_once_and_change_nothing(variant, share, monkeypatch):
+    """Log-probs by the independent forward pass, gradients by plain logits row by row; 4 prompts are read, not 10."""
+    model, (prompts, completions) = tiny_model(3, **VARIANTS[variant]), GROUPS
+    monkeypatch.setattr("model.choose_impl", lambda *_: "torch" if share else "triton")
+    packed = Packed(prompts, completions, model.device, share)
+    own = sum(len(c) - 1 for c in completions)
+    assert packed.shared == share and len(packed.idx) == own + (12 if share else sum(map(len, prompts)))
+    weights = torch.rand(10, 6, generator=torch.Generator().manual_seed(1))
+    logprobs, _, mask = model.completion_logprobs(prompts, completions)
+    (logprobs * weights).sum().backward()
+    got = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    for i, (p, c) in enumerate(zip(prompts, completions, strict=True)):
+        exact = plain_forward(model, torch.tensor(p + c))[len(p) - 1 : -1, :257].log_softmax(-1)[range(len(c)), c]
+        torch.testing.assert_close(logprobs[i, : len(c)].double(), exact, atol=1e-5, rtol=1e-5)
+        plain = model(torch.tensor([p + c]))[0, len(p) - 1 : -1].log_softmax(-1)[range(len(c)), c]
+        (plain * weights[i, : len(c)]).sum().backward()
+    assert mask.sum() == sum(map(len, completions))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, atol=2e-6 * float(p.grad.abs().max()) + 1e-7, rtol=1e-4)
+
+
+def test_few_repeats_are_not_shared():
+    """Sharing pads every prompt to the largest group: it needs two completions a prompt."""
+    prompts = [[256, 1], [256, 1], [256, 2]]
+    assert not Packed(prompts, [[1, 2]] * 3, "cpu", share=True).shared
+    assert Packed(prompts[:2], [[1, 2]] * 2, "cpu", share=True).shared
+
+
+def test_rows_beyond_the_context_are_refused():
+    model = tiny_model()
+    model.completion_logprobs([[1] * 90], [[1] * 7])
+    with pytest.raises(UserError, match="97 tokens exceed the model's context of 96"):
+        model.completion_logprobs([[1] * 90], [[1] * 8])
 
 
 def test_continuation_logprobs():

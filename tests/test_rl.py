@@ -10,7 +10,17 @@ from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, 
 
 from common import Device, make_optimizer
 from data.math_qa import load_questions, template_for
-from train_rl import Batch, group_advantages, grpo_gradient, grpo_loss, grpo_step, loss_weights, rollout, stop_strings
+from train_rl import (
+    Batch,
+    group_advantages,
+    grpo_gradient,
+    grpo_loss,
+    grpo_step,
+    loss_weights,
+    micro_batches,
+    rollout,
+    stop_strings,
+)  # fmt: skip
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
@@ -190,6 +200,15 @@ def test_micro_batch_size_changes_nothing(kl_coef):
         for key in ("loss", "kl", "entropy", "tokens"):
             assert stats[key] == pytest.approx(results[0][0][key], rel=1e-4, abs=1e-6), key
     assert results[0][1].norm() > 0.05 and (results[0][0]["kl"] > 0) == bool(kl_coef)
+
+
+def test_micro_batches_keep_groups_together():
+    """By their longest completion (4 and 6 tokens), rows of a prompt side by side and short ones first; every row once,
+    whatever the size."""
+    batch = hand_batch()
+    assert micro_batches(batch, list(range(6)), 64) == [[1, 0, 2, 3, 5, 4]]
+    assert micro_batches(batch, [5, 3, 4, 2, 0, 1], 3) == [[1, 0, 2], [3, 5, 4]]
+    assert micro_batches(batch, list(range(6)), 4) == [[1, 0, 2, 3], [5, 4]]
 
 
 def test_rows_without_signal_count_in_the_denominator():
