@@ -5,7 +5,7 @@ import torch
 from tiny import assert_same, load, read_jsonl, tiny_model
 
 import train_pretrain
-from train_pretrain import pretrain_loss
+from train_pretrain import document_starts, pretrain_loss
 
 TINY = "--preset tiny --block-size 32 --batch-tokens 128 --steps 12 --lr 1e-2 --eval-tokens 256".split()
 
@@ -25,6 +25,26 @@ def test_loss_and_z_loss_by_plain_logits():
     assert loss.item() > nll.item() + 0.05
     for got, p in zip(grads, model.parameters(), strict=True):
         torch.testing.assert_close(got, p.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_document_starts_by_hand():
+    idx = torch.tensor([[5, 9, 1, 2, 9, 9, 3], [9, 1, 2, 3, 4, 5, 6]])  # 9 is end-of-text
+    starts = document_starts(idx, 9)
+    assert starts.dtype == torch.int32 and starts.tolist() == [[0, 1, 1, 1, 4, 5, 5], [0] * 7]
+
+
+def test_document_mask_is_the_documents_alone():
+    """Two documents in a window: their loss is that of each by itself; without the mask it is not."""
+    model, eot = tiny_model(2), 256
+    one = torch.cat((torch.tensor([eot]), torch.randint(256, (7,))))
+    two = torch.cat((torch.tensor([eot]), torch.randint(256, (12,))))
+    window = torch.cat((one, two))[None]
+    joined = pretrain_loss(model, window, 1, 0.0, eot)[1].item()
+    apart = (
+        pretrain_loss(model, torch.cat((one, two[:1]))[None], 1, 0.0)[1] + pretrain_loss(model, two[None], 1, 0.0)[1]
+    )
+    assert joined == pytest.approx(apart.item(), rel=1e-5)  # rotary positions count from the window's start: no matter
+    assert abs(pretrain_loss(model, window, 1, 0.0)[1].item() - joined) > 1e-2
 
 
 def test_run_learns_and_saves_log_spaced(ok, world, tmp_path):
@@ -93,9 +113,9 @@ def test_non_finite_loss_stops_and_saves_nothing(refused, world, tmp_path, monke
     """The loss turns to NaN at step 5: checkpoints 2 and 4 stay, whole, and none is written after."""
     real, calls = train_pretrain.pretrain_loss, []
 
-    def broken(model, batch, denom, z_loss):
+    def broken(*args):
         calls.append(1)
-        loss, nll = real(model, batch, denom, z_loss)
+        loss, nll = real(*args)
         return (loss, nll * float("nan")) if len(calls) == 5 else (loss, nll)
 
     monkeypatch.setattr(train_pretrain, "pretrain_loss", broken)
