@@ -487,9 +487,9 @@ class GPT(nn.Module):
 
         # Row i of the tail caches is the i-th unfinished completion, in any order; its seat says whose prompt it reads:
         # seats p * group .. (p + 1) * group - 1 belong to prompt p.
-        group, capacity = round_up(G, 16), round_up(max_new_tokens, 16)
-        tail_rows = max(16, round_up(P * G, 8))
-        tails = [tuple(t.new_zeros(tail_rows, t.shape[1], capacity, t.shape[3]) for t in kv) for kv in cache]
+        group = round_up(G, 16)
+        padded = max(16, round_up(P * G, 8))
+        tails = [tuple(t.new_empty(padded, t.shape[1], 0, t.shape[3]) for t in kv) for kv in cache]
         tokens = torch.zeros(P * G, max_new_tokens, dtype=torch.long)
         logprobs = torch.zeros(P * G, max_new_tokens) if return_logprobs else None
         lengths = torch.full((P * G,), max_new_tokens)
@@ -498,7 +498,7 @@ class GPT(nn.Module):
         row = torch.arange(P * G, device=device)
         seat = row // G * group + row % G
         h = h.repeat_interleave(G, dim=0)
-        h = torch.cat((h, h[-1:].expand(max(16, round_up(len(h), 8)) - len(h), -1)))
+        h = torch.cat((h, h[-1:].expand(padded - len(h), -1)))
         for step in range(max_new_tokens):
             logits = F.linear(h, self.head_weight).float()[: len(row)]
             u = uniform_noise(seed, question[row // G], row % G, step)
@@ -517,10 +517,10 @@ class GPT(nn.Module):
                 break
 
             # The last unfinished rows move into the places of finished ones: few tails are copied, no holes are left.
-            used, left = round_up(step + 1, 16), len(row) - int(done.sum())
+            left = len(row) - int(done.sum())
             holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
             for t in (t for tail in tails for t in tail):
-                t[holes, :, :used] = t[movers, :, :used]
+                t[holes] = t[movers]
             for t in (row, seat, new):
                 t[holes] = t[movers]
             row, seat, new = row[:left], seat[:left], new[:left]
@@ -539,15 +539,18 @@ class GPT(nn.Module):
 
             # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last.
             padded = max(16, round_up(left, 8))
+            if step % 16 == 0:  # the tails are full: 16 more slots for the rows that are left
+                more = lambda t, n=padded: torch.cat((t[:n], t.new_zeros(n, t.shape[1], 16, t.shape[3])), 2)  # noqa: E731
+                tails = [tuple(more(t) for t in kv) for kv in tails]
             seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
             position = (width - first.long())[seat_of // group] + step  # real prompt length + step
 
             def attend(
-                layer, q, k, v, seats=(seat_of, row_of), group=group, used=used, step=step, first=first, cache=cache
+                layer, q, k, v, seats=(seat_of, row_of), group=group, tails=tails, step=step, first=first, cache=cache
             ):
                 for tail, fresh in zip(tails[layer], (k, v), strict=True):
                     tail[: len(q), :, step] = fresh[:, :, 0]
-                k, v = (t[: len(q), :, :used] for t in tails[layer])
+                k, v = (t[: len(q)] for t in tails[layer])
                 return decode_attention(
                     q[:, :, 0], *cache[layer], first, k, v,
                     group_size=group, seats=seats, tail_lengths=step + 1, impl=self.impl,
