@@ -14,36 +14,52 @@ from model import PRESETS as SHAPES
 
 BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
 
-# Rates: chosen on validation questions at one checkpoint (docs/tuning.md). Steps: what 45 minutes on two cores allow.
+# Rates: chosen on validation questions at one checkpoint, as many trials for each method (docs/tuning.md). Steps: what
+# the time allows. `early` and `late`: the primary checkpoints (steps), `others`: those post-trained beside them.
 LAPTOP = dict(
     world=[],
     pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=800),
-    save_at=[400, 800, 1600, 3200, 6400], post=[(1600, 1), (3200, 1), (6400, 1)], dynamics=6400, shots=[8, 0],
-    rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=2e-3), gold=dict(steps=120, lr=2e-3),
-    sft_rl=dict(steps=40, lr=4e-4, save_every=8), parallel=dict(steps=40, lr=1.2e-3, sft_lr=1.2e-3),
+    save_at=[400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200], seeds=1, other_seeds=1, gold_seeds=1,
+    shots=[8, 0], trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
+    rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=2e-3, save_every=40),
+    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=40, lr=4e-4, save_every=8),
+    gold_rl=dict(steps=40, lr=4e-4, save_every=8), parallel=dict(steps=40, lr=1.2e-3, sft_lr=1.2e-3, save_every=8),
     test=dict(limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
+    pools={250: 1}, few_epochs=4, many_epochs=60,  # C3: seeds of each pool of questions
+)  # fmt: skip
+LAB = dict(
+    seeds=5, others=[3200, 800], other_seeds=2, gold_seeds=2, control_seeds=3, shots=[8, 0, 1, 4],
+    test=dict(limit=400, n_samples=32, k=[1, 8, 32]), pools={250: 3, 1000: 2},
+    c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
+        models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
+                "heavy2": dict(mix="math-heavy", seed=1)},
+        lr={"base": 2e-4, "heavy": 2e-4, "large": 2e-4, "base2": 2e-4, "heavy2": 2e-4}, seeds=2,
+    ),
+    wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
+    c8_seeds=8,  # of RL at the early checkpoint
+    c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
+            many=64, steps=40, points=4),
+    k1=dict(rates=[0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
+    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
     "smoke": dict(
         world=["--tokens", "600000"],
         pretrain=dict(steps=60, batch_tokens=2560, micro_batch_size=4, eval_every=20), save_at=[20, 60],
-        post=[(60, 1)], dynamics=60, shots=[4, 0],
+        early=60, late=60, others=[], seeds=1, other_seeds=0, gold_seeds=1, shots=[4, 0], trials={},
         rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8, save_every=2),
         sft=dict(steps=6, lr=3e-4, batch_size=16), gold=dict(steps=6, lr=3e-4, batch_size=16),
         sft_rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8, save_every=2),
+        gold_rl=dict(steps=4, lr=1e-4, prompts_per_step=8, group_size=8),
         parallel=dict(steps=4, lr=2e-4, sft_lr=2e-4, prompts_per_step=8, group_size=8, batch_size=16),
-        test=dict(limit=16, n_samples=8, k=[1, 4, 8]), val=dict(limit=8, n_samples=8, k=[1, 8]),
+        test=dict(limit=16, n_samples=32, k=[1, 8, 32]), val=dict(limit=8, n_samples=32, k=[1, 8, 32]), pools={},
     ),
     "laptop": LAPTOP,
-    "lab": {
-        **LAPTOP, "shots": [8, 0, 1, 4], "test": dict(limit=400, n_samples=32, k=[1, 8, 32]),
-        "post": [  # (step, seed): early and late get five seeds, the others two; the most wanted first
-            (6400, 1), (1600, 1), (6400, 2), (1600, 2), (6400, 3), (1600, 3), (3200, 1), (800, 1),
-            (6400, 4), (1600, 4), (6400, 5), (1600, 5), (3200, 2), (800, 2),
-        ],
-    },
+    "lab": LAPTOP | LAB,
 }  # fmt: skip
-SECONDS = {"train_rl.py": 3.4, "train_sft.py": 1.15, "merge.py": 4.7}  # of a laptop step on one core, roughly
+# Rough seconds on one core: a laptop step of each stage; a token of pre-training; a completion 0-shot and few-shot.
+SECONDS = {"train_rl.py": 3.4, "train_sft.py": 1.15, "merge.py": 4.7}
+TOKEN, COMPLETION, LARGE = 1 / 4700, (1 / 500, 1 / 150), 2.6  # LARGE: how much slower the large model is
 
 
 @dataclass(eq=False)
@@ -59,6 +75,7 @@ class Task:
     cost: float  # rough seconds on one core
     inputs: dict = field(default_factory=dict)
     record: dict = field(default_factory=dict)  # what the report needs to know of it
+    block: str = ""  # the part of the plan that first asked for it
 
     @cache  # noqa: B019  tasks live as long as the program
     def identity(self, data_hash: str) -> str:
@@ -86,164 +103,286 @@ def words(flags: dict) -> list[str]:
 
 
 class Grid:
-    """The runs of a preset, the most wanted first."""
+    """The runs of a preset, the most wanted first: a study that is cut off holds whole methods, seed by seed."""
 
     def __init__(self, preset: str, seed: int):
         self.preset, self.p, self.seed = preset, PRESETS[preset], seed
         self.tasks: list[Task] = []
+        self.known: dict[str, Task] = {}
+        self.block = ""
+        self.base = self.pretrain("base")
+        self.primary = list(dict.fromkeys([self.p["early"], self.p["late"]]))
         self.plan()
 
-    def plan(self) -> None:
-        p, first = self.p, self.seed
-        base = self.pretrain("base", first)
-        asked = [(n_shot, step) for n_shot in p["shots"] for step in p["save_at"]]
-        for n_shot, step in asked[: 2 * len(p["save_at"])]:
-            self.evaluate(base, step, "base", n_shot=n_shot, tasks=["gsm"] + BENCHMARKS * (n_shot == p["shots"][0]))
-        if len(p["shots"]) > 2:  # which number of shots counts is chosen on validation questions
-            for n_shot, step in asked:
-                self.evaluate(base, step, "base", n_shot=n_shot, on="val", group="shots")
-        for step, seed in p["post"]:
-            self.methods(base, step, first - 1 + seed, gold=seed <= 2)
-        for n_shot, step in asked[2 * len(p["save_at"]) :]:
-            self.evaluate(base, step, "base", n_shot=n_shot)
-        if self.preset == "lab":
-            self.controls(base, first)
+    def seeds(self, count: int, start: int = 0) -> range:
+        return range(self.seed + start, self.seed + count)
 
-    def methods(self, base: Task, step: int, seed: int, gold: bool) -> None:
-        """Every method of the paper from one checkpoint."""
+    def plan(self) -> None:
+        p, many = self.p, len(self.p["shots"]) > 2
+        self.block = "base, few-shot and 0-shot"
+        for step in self.primary:
+            for n_shot in p["shots"][:2]:
+                self.ask_base(self.base, step, n_shot)
+        self.block = "base, shots chosen on validation"
+        for step in self.primary:
+            for n_shot in p["shots"] if many else p["shots"][:1]:
+                self.ask_base(self.base, step, n_shot, on="val", group="shots")
+        self.main_seeds(1)
+        self.block = "base, 1 and 4 shots"
+        for n_shot in p["shots"][2:]:
+            for step in self.primary:
+                self.ask_base(self.base, step, n_shot)
+        self.main_seeds(min(3, p["seeds"]), 1)
+        self.block = "C5: the way of RL on validation questions"
+        for step in self.primary[::-1] if many else [p["late"]]:
+            self.dynamics(step)
+        self.main_seeds(p["seeds"], 3)
+        self.block = "SFT-Gold, Gold→RL"
+        for seed in self.seeds(p["gold_seeds"]):
+            for step in self.primary:
+                self.gold(self.base, step, seed)
+        self.block = "C1, C10: RL at the other checkpoints"
+        for step in p["save_at"]:
+            if step not in self.primary:
+                for n_shot in p["shots"][:2]:
+                    self.ask_base(self.base, step, n_shot)
+        for step in p["others"]:
+            for n_shot in p["shots"] if many else p["shots"][:1]:
+                self.ask_base(self.base, step, n_shot, on="val", group="shots")
+            for seed in self.seeds(p["other_seeds"]):
+                self.train("rl", "train_rl.py", self.base, step, seed)
+        if "c4" in p:
+            self.mix_or_scale()
+        self.pools()
+        if "c4" in p:
+            for part in (self.wide, self.movement, self.settings_of_sft_rl, self.parts_of_parallel):
+                part()
+            self.block = "C8: more seeds of RL"
+            for seed in self.seeds(p["c8_seeds"], p["seeds"]):
+                self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
+            self.rollout_budget()
+            self.updates()
+        self.block = "the other checkpoints, every method"
+        for seed in self.seeds(p["other_seeds"]):
+            for step in p["others"]:
+                self.methods(self.base, step, seed)
+                self.train("gold", "train_sft.py", self.base, step, seed, gold=True)
+                for n_shot in p["shots"][2:]:
+                    self.ask_base(self.base, step, n_shot)
+        if "c4" in p:
+            self.more_models()
+
+    def main_seeds(self, last: int, start: int = 0) -> None:
+        for seed in self.seeds(last, start):
+            self.block = f"C1 C2 C5 C6 C7: seed {seed}"
+            for step in self.primary:
+                self.methods(self.base, step, seed)
+
+    def methods(self, base: Task, step: int, seed: int) -> None:
+        """The methods that the primary comparisons need, from one checkpoint."""
         self.train("rl", "train_rl.py", base, step, seed)
         sft = self.train("sft", "train_sft.py", base, step, seed)
-        if gold:  # two seeds: no primary comparison of five seeds needs it
-            self.train("gold", "train_sft.py", base, step, seed, gold=True)
         self.train("sft_rl", "train_rl.py", base, step, seed, start=sft)
         self.train("parallel", "merge.py", base, step, seed)
 
-    def controls(self, base: Task, first: int) -> None:
-        """docs/analysis_plan.md: what separates causes that the paper's protocol mixes. From the late checkpoint."""
-        p, late, early = self.p, 6400, 1600
-        three, rate, steps = range(first, first + 3), p["parallel"]["sft_lr"], p["parallel"]["steps"]
-        for seed in range(first + 5, first + 8):
-            self.train("rl", "train_rl.py", base, early, seed)  # C8
-        wide = dict(on="test", group="wide", limit=100, n_samples=256, k=[1, 8, 32, 256])
-        for t in (dict(temperature=0.6), dict(temperature=1.0, top_p=1.0)):  # C5
-            self.evaluate(base, late, "base", **wide, **t)
-            for method in ("rl", "sft", "sft_rl"):
-                trained = next(x for x in self.tasks if x.name.startswith(f"{method}-base-{self.tokens(base, late)}"))
-                self.evaluate(trained, p[method]["steps"], method, **wide, **t)
-        for seed in three:  # K3: what makes parallel averaging work
-            for name, change in {
-                "sync8": dict(sync_every=8), "sync_end": dict(sync_every=steps), "plain_sum": dict(weights=[1, 1]),
-                "one_loss": dict(combine="sum"), "alternate": dict(combine="alternate"),
-            }.items():  # fmt: skip
-                self.train("parallel", "merge.py", base, late, seed, variant=name, group="k3", **change)
-            self.train(
-                "rl", "train_rl.py", base, late, seed, variant="half_rate", group="k3", lr=p["parallel"]["lr"] / 2
-            )
-            for name, lr in (("half_rate", rate / 2), ("parallels_rate", rate)):
-                self.train("sft", "train_sft.py", base, late, seed, variant=name, group="k3", lr=lr, steps=steps)
-        for lr in (p["sft"]["lr"] / 4, p["sft"]["lr"], p["sft"]["lr"] * 2, p["sft"]["lr"] * 4):  # K1
-            for n in (p["sft"]["steps"], 3 * p["sft"]["steps"]):
-                if (lr, n) != (p["sft"]["lr"], p["sft"]["steps"]):
-                    self.train(
-                        "sft", "train_sft.py", base, late, first, variant=f"{lr:g}x{n}", group="k1", lr=lr, steps=n
-                    )
-        for seed in three:  # K2, K4
-            sft = next(t for t in self.tasks if t.name == f"sft-base-{self.tokens(base, late)}-s{seed}")
-            self.train(
-                "sft_rl", "train_rl.py", base, late, seed, start=sft, variant="x40", group="k2", lr=40 * p["rl"]["lr"]
-            )
-            self.train("sft", "train_sft.py", base, late, seed, variant="token_sum", group="k4", sft_loss_norm="sum")
-            self.train("rl", "train_rl.py", base, late, seed, variant="4_updates", group="k4", updates_per_batch=4)
-        total = p["rl"]["steps"] + p["sft"]["steps"]
-        self.train("rl", "train_rl.py", base, late, first, variant="total_updates", group="k2", steps=total)
-        for seed in three:  # C3: few questions
-            for n in (250, 1000)[: 1 if seed > first else 2]:
-                many = dict(n_questions=n, group="c3", steps=math.ceil(60 * n / 64))
-                self.train("rl", "train_rl.py", base, late, seed, variant=f"pool{n}", group="c3", n_questions=n)
-                few = math.ceil(4 * n / 64)
-                self.train("sft", "train_sft.py", base, late, seed, variant=f"pool{n}few", **{**many, "steps": few})
-                self.train("sft", "train_sft.py", base, late, seed, variant=f"pool{n}many", **many)
-                self.train("gold", "train_sft.py", base, late, seed, variant=f"pool{n}many", gold=True, **many)
-        models = [base, self.pretrain("heavy", first, mix="math-heavy"), self.pretrain("base2", first + 1)]  # C4
-        models += [
-            self.pretrain("heavy2", first + 1, mix="math-heavy"),
-            self.pretrain("large", first, preset="world-4x"),
-        ]
-        for model in models:
+    def gold(self, base: Task, step: int, seed: int) -> None:
+        gold = self.train("gold", "train_sft.py", base, step, seed, gold=True)
+        self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
+
+    def mix_or_scale(self) -> None:
+        """C4: the hard tier after RL. Exemplars of that tier, and of gsm (the paper's) as a control."""
+        p = self.p
+        models = {"base": self.base}
+        for name, model in [("base", self.base), *p["c4"]["models"].items()]:
+            self.block = f"C4: {name}"
+            if name != "base":
+                model = models[name] = self.pretrain(name, **model)
             for exemplars in ("hard", "gsm"):
-                hard = dict(tasks=["hard"], group="c4", n_shot=8, shot_task=exemplars)
-                self.evaluate(model, late, "base", variant=f"{exemplars}_shots", **hard)
-            for seed in three[:2]:
-                self.train(
-                    "rl", "train_rl.py", model, late, seed, variant="hard", group="c4", task="hard", tasks=["hard"]
-                )
+                asked = dict(tasks=["hard"], group="c4", n_shot=8, shot_task=exemplars)
+                self.evaluate(model, p["late"], "base", variant=f"{exemplars}_shots", **asked)
+            for seed in self.seeds(p["c4"]["seeds"]):
+                change = dict(task="hard", lr=p["c4"]["lr"][name], tasks=["hard"])
+                self.train("rl", "train_rl.py", model, p["late"], seed, variant="hard", group="c4", **change)
+        self.models = models
 
-    def tokens(self, base: Task, step: int) -> str:
-        return f"{step * base.flags['batch_tokens'] / 1e6:.1f}M"
+    def pools(self) -> None:
+        """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter."""
+        p = self.p
+        for n, seeds in p["pools"].items():
+            for seed in self.seeds(seeds):
+                self.block = f"C3: {n} questions, seed {seed}"
+                pool, size = dict(n_questions=n, group="c3"), p["sft"].get("batch_size", 64)
+                few, many = (max(1, math.ceil(p[e] * n / size)) for e in ("few_epochs", "many_epochs"))
+                args = ("train_sft.py", self.base, p["late"], seed)
+                self.train("rl", "train_rl.py", *args[1:], variant=f"pool{n}", **pool)
+                self.train("sft", *args, variant=f"pool{n}many", steps=many, **pool)
+                self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
+                self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
 
-    def pretrain(self, name: str, seed: int, **flags) -> Task:
-        p = self.p["pretrain"]
-        slow = 2.6 if "preset" in flags else 1.0
-        flags = {**p, "save_at": self.p["save_at"], "seed": seed, **flags}
-        cost = p["steps"] * p["batch_tokens"] / 4700 * slow
-        task = Task(
-            f"pretrain-{name}", "pretrain", "base", "train_pretrain.py", flags, f"ckpt_{p['steps']:06d}.pt", cost,
-            record=dict(base=name, seed=seed),
-        )  # fmt: skip
-        self.tasks.append(task)
-        return task
+    def wide(self) -> None:
+        """C5 to pass@256, at the evaluation's temperature and at 1."""
+        p, self.block = self.p, "C5: T 1, pass@256"
+        first = {m: self.known[self.name(m, self.base, p["late"], self.seed)] for m in ("rl", "sft", "sft_rl")}
+        for t in (dict(temperature=0.6), dict(temperature=1.0, top_p=1.0)):
+            for method, task in {"base": self.base, **first}.items():
+                step = p["late"] if method == "base" else p[method]["steps"]
+                for n_shot in p["shots"][1::-1] if method == "base" else [0]:
+                    self.evaluate(task, step, method, n_shot=n_shot, group="wide", **{**p["wide"], **t})
+
+    def movement(self) -> None:
+        """K1: SFT at several rates and lengths."""
+        p, self.block = self.p, "K1: SFT at other rates and lengths"
+        for seed in self.seeds(p["control_seeds"]):
+            for n in [1, p["k1"]["longer"]][: 2 if seed == self.seed else 1]:
+                for times in p["k1"]["rates"]:
+                    if (times, n) != (1, 1):
+                        change = dict(lr=times * p["sft"]["lr"], steps=n * p["sft"]["steps"])
+                        variant = f"{change['lr']:g}x{change['steps']}"
+                        args = ("sft", "train_sft.py", self.base, p["late"], seed)
+                        self.train(*args, variant=variant, group="k1", **change)
+
+    def settings_of_sft_rl(self) -> None:
+        """K2: SFT→RL with direct RL's own settings and with the paper's 40 times its rate; RL as long as SFT→RL."""
+        p, self.block = self.p, "K2: settings of SFT→RL"
+        for seed in self.seeds(p["control_seeds"]):
+            sft = self.known[self.name("sft", self.base, p["late"], seed)]
+            for variant, times in (("own", 1), ("x40", 40)):
+                change = dict(variant=variant, group="k2", lr=times * p["rl"]["lr"], steps=p["rl"]["steps"])
+                if any(change[k] != p["sft_rl"][k] for k in ("lr", "steps")):  # else it is the main run
+                    self.train("sft_rl", "train_rl.py", self.base, p["late"], seed, start=sft, **change)
+        total = dict(variant="total_updates", group="k2", steps=p["sft_rl"]["steps"] + p["sft"]["steps"])
+        self.train("rl", "train_rl.py", self.base, p["late"], self.seed, **total)
+
+    def parts_of_parallel(self) -> None:
+        """K3: what makes parallel averaging work, at equal compute."""
+        p = self.p
+        steps, lr, sft_lr = (p["parallel"][k] for k in ("steps", "lr", "sft_lr"))
+        variants = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]} | {
+            "sync_end": dict(sync_every=steps), "plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum"),
+            "alternate": dict(combine="alternate"),
+        }  # fmt: skip
+        for seed in self.seeds(p["control_seeds"]):
+            self.block = f"K3: parts of parallel averaging, seed {seed}"
+            here = (self.base, p["late"], seed)
+            for variant, change in variants.items():
+                self.train("parallel", "merge.py", *here, variant=variant, group="k3", **change)
+            self.train("rl", "train_rl.py", *here, variant="half_rate", group="k3", lr=lr / 2, steps=steps)
+            for variant, rate in (("half_rate", sft_lr / 2), ("parallels_rate", sft_lr)):
+                self.train("sft", "train_sft.py", *here, variant=variant, group="k3", lr=rate, steps=steps)
+
+    def rollout_budget(self) -> None:
+        """C9: few and many completions a question, on the questions that the base finds easy or hard; the few also for
+        as many completions in all."""
+        p, c = self.p, self.p["c9"]
+        self.block = "C9: sorting the questions"
+        by = self.evaluate(self.base, p["late"], "base", on="train", group="c9", **c["sort"])
+        for seed in self.seeds(p["control_seeds"]):
+            for only in ("hard", "easy"):
+                self.block = f"C9: {only}, seed {seed}"
+                long = c["steps"] * c["many"] // c["few"]
+                for name, n, steps in (("many", c["many"], c["steps"]), ("few", c["few"], c["steps"]),
+                                       ("long", c["few"], long)):  # fmt: skip
+                    flags = dict(group_size=n, prompts_per_step=c["prompts_per_step"], steps=steps, only=only)
+                    at = [steps * (i + 1) // c["points"] for i in range(c["points"])] if seed == self.seed else []
+                    if at:
+                        flags["save_at"] = at
+                    task = self.train("rl", "train_rl.py", self.base, p["late"], seed, variant=f"{only}_{name}",
+                                      group="c9", inputs={"by": (by, ".json")}, **flags)  # fmt: skip
+                    for step in at:
+                        self.evaluate(task, step, "rl", on="val", group="c9", train_step=step)
+
+    def updates(self) -> None:
+        """K4: the loss denominator under clipping; one or four updates a rollout batch."""
+        p, self.block = self.p, "K4: loss denominator, updates a batch"
+        for seed in self.seeds(p["control_seeds"]):
+            here = (self.base, p["late"], seed)
+            self.train("sft", "train_sft.py", *here, variant="token_sum", group="k4", sft_loss_norm="sum")
+            self.train("rl", "train_rl.py", *here, variant="4_updates", group="k4", updates_per_batch=4)
+
+    def more_models(self) -> None:
+        """C10: RL on gsm from the models of C4, and what validation says of them before."""
+        p, self.block = self.p, "C10: the models of C4"
+        for name, model in self.models.items():
+            for step in [] if name == "base" else self.primary[::-1]:
+                self.evaluate(model, step, "base", n_shot=p["shots"][0], on="val", group="shots")
+                self.train("rl", "train_rl.py", model, step, self.seed, tasks=["gsm"], lr=p["c4"]["lr"][name])
+
+    def dynamics(self, step: int) -> None:
+        """Validation along the first seed's runs; step 0 is where a run began."""
+        for method in ("rl", "sft_rl", "parallel", "sft"):
+            task = self.known[self.name(method, self.base, step, self.seed)]
+            if every := task.flags.get("save_every"):
+                parent, file = task.inputs["init"]
+                asked = dict(on="val", group="dynamics", step_of=task)
+                self.evaluate(parent, int(file[5:11]), method, train_step=0, **asked)
+                for at in range(every, task.flags["steps"] + 1, every):
+                    self.evaluate(task, at, method, train_step=at, **asked)
+
+    # ------------------------------------------------------------------------------------------------- single commands
+    def add(self, task: Task) -> Task:
+        if task.name not in self.known:
+            task.block = self.block
+            self.known[task.name] = task
+            self.tasks.append(task)
+        return self.known[task.name]
+
+    def name(self, method: str, base: Task, step: int, seed: int, variant: str = "") -> str:
+        tokens = f"{step * base.flags['batch_tokens'] / 1e6:.1f}M"
+        return f"{method}-{base.record['base']}-{tokens}-s{seed}" + f"-{variant}" * bool(variant)
+
+    def pretrain(self, name: str, seed: int = 0, **flags) -> Task:
+        """`seed`: distance from the study's first one."""
+        p, self.block = self.p["pretrain"], self.block or "pre-training"
+        flags = {**p, "save_at": self.p["save_at"], "seed": self.seed + seed, **flags}
+        cost = p["steps"] * p["batch_tokens"] * TOKEN * (LARGE if "preset" in flags else 1.0)
+        record = dict(base=name, seed=self.seed + seed, preset=flags.get("preset", "world"))
+        out = f"ckpt_{p['steps']:06d}.pt"
+        return self.add(Task(f"pretrain-{name}", "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record))
 
     def train(
-        self, method, script, base, step, seed, *, start=None, variant="", group="main", tasks=None, **change
-    ) -> Task:
-        """One post-training run from `base` at `step` (or from `start`, a run that began there), its evaluation on the
-        test questions, and on validation questions those on the way that the dynamics figure shows."""
+        self, method, script, base, step, seed, *, start=None, variant="", group="main", tasks=None, inputs=None,
+        **change,
+    ) -> Task:  # fmt: skip
+        """One post-training run from `base` at `step` (or from `start`, a run that began there) and its evaluation on
+        the test questions."""
         flags = {**self.p[method], **change, "seed": seed}
-        every = flags.pop("save_every", 0)
-        dynamics = every and group == "main" and step == self.p["dynamics"] and seed == self.seed
-        if dynamics:
-            flags["save_every"] = every
-        tokens, pool = step * base.flags["batch_tokens"], flags.get("prompts_per_step", 48) / 48
+        followed = group == "main" and base is self.base and step in self.primary and seed == self.seed
+        if not followed:
+            flags.pop("save_every", 0)
         here = (base, f"ckpt_{step:06d}.pt")
-        name = f"{method}-{base.record['base']}-{self.tokens(base, step)}-s{seed}" + f"-{variant}" * bool(variant)
-        task = Task(
-            name, "train", method, script, flags, f"ckpt_{flags['steps']:06d}.pt",
-            flags["steps"] * SECONDS[script] * pool,
-            {"init": (start, start.out) if start else here},
-            dict(base=base.record["base"], seed=seed, tokens=tokens, group=group, variant=variant),
-        )  # fmt: skip
-        self.tasks.append(task)
+        record = dict(base=base.record["base"], seed=seed, tokens=step * base.flags["batch_tokens"], group=group,
+                      variant=variant)  # fmt: skip
+        size = flags.get("prompts_per_step", 48) * flags.get("group_size", 16) / 768 if "rl" in script else 1
+        cost = flags["steps"] * SECONDS[script] * size * (LARGE if "preset" in base.flags else 1)
+        inputs = {"init": (start, start.out) if start else here, **(inputs or {})}
+        name, out = self.name(method, base, step, seed, variant), f"ckpt_{flags['steps']:06d}.pt"
+        task = self.add(Task(name, "train", method, script, flags, out, cost, inputs, record))
         self.evaluate(task, flags["steps"], method, tasks=tasks, group=group, reference=here)
-        if dynamics:
-            self.evaluate(
-                start or base, start.flags["steps"] if start else step, method, on="val", group="dynamics", train_step=0
-            )
-            for at in range(every, flags["steps"] + 1, every):
-                self.evaluate(task, at, method, on="val", group="dynamics", train_step=at)
         return task
+
+    def ask_base(self, base: Task, step: int, n_shot: int, **kind) -> Task:
+        benchmarks = BENCHMARKS * (n_shot == self.p["shots"][0] and not kind)
+        return self.evaluate(base, step, "base", n_shot=n_shot, tasks=["gsm", *benchmarks], **kind)
 
     def evaluate(
         self, of: Task, step, method, *, n_shot=0, on="test", tasks=None, group="main", reference=None, variant=None,
-        train_step=None, **change,
-    ) -> None:  # fmt: skip
-        """`of` at `step` of its own; `train_step` (dynamics): the step of `method`, which at 0 is that of its start."""
-        r = of.record
+        train_step=None, step_of=None, **change,
+    ) -> Task:  # fmt: skip
+        """`of` at `step` of its own; `train_step`: the step of `method` (of `step_of`, whose start may be `of`)."""
+        r = (step_of or of).record
         tokens = r.get("tokens") or step * of.flags["batch_tokens"]
-        flags = {**self.p[on], "split": on, "seed": r["seed"], **change}
+        flags = {**self.p.get(on, {}), "split": on, "seed": r["seed"], **change}
         flags |= {"n_shot": n_shot} if n_shot else {}
-        flags["tasks"] = tasks or (
-            ["gsm", *BENCHMARKS] if on == "test" and group in ("main", "k1", "k2", "k3", "k4") else ["gsm"]
-        )
+        general = on == "test" and group in ("main", "k1", "k2", "k3", "k4", "c8")
+        flags["tasks"] = tasks or (["gsm", *BENCHMARKS] if general else ["gsm"])
         variant = r.get("variant", "") if variant is None else variant
-        name = f"{method}-{r['base']}-{tokens / 1e6:.1f}M-s{r['seed']}-{variant}-{on}-{n_shot}shot-{group}".replace(
-            "--", "-"
-        )
-        name += f"-T{change['temperature']}" if "temperature" in change else ""
-        name += f"-step{train_step}" if train_step is not None else ""
-        record = dict(
-            base=r["base"], seed=r["seed"], tokens=tokens, n_shot=n_shot, split=on, group=group, variant=variant,
-            train_step=train_step, temperature=change.get("temperature", 0.6),
-        )  # fmt: skip
-        cost = 5 + 8 * (len(flags["tasks"]) > 1) + flags["limit"] * flags["n_samples"] / (150 if n_shot else 500)
+        record = dict(base=r["base"], seed=r["seed"], tokens=tokens, n_shot=n_shot, split=on, group=group,
+                      variant=variant, train_step=train_step, temperature=change.get("temperature", 0.6))  # fmt: skip
+        parts = [method, r["base"], f"{tokens / 1e6:.1f}M", f"s{r['seed']}", variant, on, f"{n_shot}shot", group]
+        parts += [f"T{change['temperature']}"] if "temperature" in change else []
+        parts += [f"step{train_step}"] if train_step is not None else []
+        slow = COMPLETION[n_shot > 0] * (LARGE if r["base"] == "large" else 1)
+        cost = 5 + 8 * (len(flags["tasks"]) > 1) + flags["limit"] * flags["n_samples"] * slow
         inputs = {"ckpt": (of, f"ckpt_{step:06d}.pt")} | ({"reference": reference} if reference else {})
-        self.tasks.append(Task(name, "eval", method, "evaluate.py", flags, ".json", cost, inputs, record))
+        name = "-".join(part for part in parts if part)
+        return self.add(Task(name, "eval", method, "evaluate.py", flags, ".json", cost, inputs, record))

@@ -17,17 +17,21 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 
 import report
-import report_lab
+from claims import read_json, read_jsonl
 from common import UserError, run, writable_dir
+from evaluate import git_commit, source_hash
 from grid import PRESETS, Grid, Task, words
 
 HERE = Path(__file__).parent
+KEPT = ("seconds", "commit", "source")  # of a finished run, in runs.json
 
 
 class Study(Grid):
@@ -54,7 +58,7 @@ class Study(Grid):
         """Its output is there; or, of a run brought in without its checkpoints, the log up to the last step."""
         if task.kind == "eval" or self.path(task).exists():
             return self.path(task).exists()
-        rows = report.read_jsonl(self.path(task, "metrics.jsonl"))
+        rows = read_jsonl(self.path(task, "metrics.jsonl"))
         return bool(rows) and rows[-1]["step"] == task.flags["steps"]
 
     def to_do(self) -> list[Task]:
@@ -72,6 +76,25 @@ class Study(Grid):
             if task.kind == "eval" or not self.finished(task):
                 want(task)
         return wanted
+
+    def take_over(self, folder: Path) -> None:
+        """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address."""
+        old = read_json(folder / "runs.json") or {"runs": []}
+        if folder.resolve() == self.dir.resolve():
+            return
+        rows = {r["out"]: r for r in old["runs"]}
+        for task in self.tasks:
+            out = self.path(task).relative_to(self.dir)
+            if self.finished(task) or not (theirs := Path(folder, out)).parent.exists():
+                continue
+            kept = [theirs, theirs.with_suffix(".samples.jsonl")]
+            kept = kept if task.kind == "eval" else [theirs.parent / f for f in ("metrics.jsonl", "config.json")]
+            for source in [f for f in kept if f.exists()]:
+                target = self.dir / source.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            if self.finished(task):
+                self.done[out.as_posix()] = {k: rows.get(out.as_posix(), {}).get(k) for k in KEPT}
 
     def command(self, task: Task, fresh: bool = False) -> list[str]:
         """The stage's command line; a run that was cut off goes on from its last checkpoint."""
@@ -95,8 +118,9 @@ class Study(Grid):
                 [sys.executable, *command[1:]], stdout=f, stderr=subprocess.STDOUT, cwd=HERE, env=env
             )
 
-    def run_all(self) -> None:
-        """Run what is missing, `--jobs` at a time. A failed run stops what depends on it, not the rest."""
+    def run_all(self) -> list[str]:
+        """Run what is missing, `--jobs` at a time; returns the names of runs that failed. A failed run stops what
+        depends on it, not the rest; after `--minutes` nothing new is begun."""
         todo = self.to_do()
         print(f"{len(self.tasks)} runs, {len(todo)} to do | {self.args.jobs} side by side", flush=True)
         running: dict[subprocess.Popen, tuple[Task, float]] = {}
@@ -104,6 +128,8 @@ class Study(Grid):
         began, done_cost, total = time.time(), 0.0, sum(t.cost for t in todo)
         try:
             while running or any(self.ready(t) for t in todo):
+                if self.args.minutes and time.time() - began > 60 * self.args.minutes:
+                    todo.clear()
                 for task in [t for t in todo if self.ready(t)][: self.args.jobs - len(running)]:
                     todo.remove(task)
                     running[self.start(task)] = (task, time.time())
@@ -128,10 +154,7 @@ class Study(Grid):
         finally:
             for process in running:
                 process.terminate()
-        if failed:
-            raise UserError(
-                f"{len(failed)} runs failed ({', '.join(failed)}): mend what their logs say, then run this again"
-            )
+        return failed
 
     def log_file(self, task: Task) -> Path:
         out = self.path(task)
@@ -149,6 +172,7 @@ class Study(Grid):
             rows.append({**row, "command": " ".join(self.command(task, fresh=True))})
         manifest = dict(
             preset=self.args.preset, seed=self.args.seed, commit=git_commit(), source=source_hash(), machine=machine(),
+            trials=self.p["trials"], primary=[s * self.p["pretrain"]["batch_tokens"] for s in self.primary],
             threads=1, jobs=self.args.jobs, seconds=round(self.elapsed + time.time() - self.began, 1),
             setup=[self.make_world()], data=json.loads((self.data / "meta.json").read_text()), runs=rows,
         )  # fmt: skip
@@ -157,25 +181,11 @@ class Study(Grid):
         os.replace(temporary, self.dir / "runs.json")
 
 
-def source_hash() -> str:
-    """Of the code that decides a run's numbers: stages, model, data, kernels."""
-    files = [p for p in HERE.glob("*.py") if p.stem not in ("study", "grid", "report", "report_lab", "claims")]
-    digest = hashlib.sha256()
-    for path in sorted([*files, *HERE.glob("data/*.py"), *HERE.glob("kernels/*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:10]
-
-
 def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.open() if "model name" in line] if info.exists() else []
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{os.cpu_count()} x {name}, {platform.system()}"
-
-
-def git_commit() -> str | None:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return found.stdout.strip() or None
 
 
 def parse_args():
@@ -186,31 +196,42 @@ def parse_args():
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each")
     p.add_argument("--plan", action="store_true", help="print the runs and the estimated time, run nothing")
     p.add_argument("--report-only", action="store_true", help="rebuild the report and the figures from finished runs")
+    p.add_argument("--minutes", type=float, default=0, help="begin nothing new after so long, then report; 0 = no end")
+    known = "take over finished evaluations and logs from there; default: docs/results/PRESET"
+    p.add_argument("--known", metavar="DIR", help=known)
     args = p.parse_args()
     args.out = args.out or f"runs/{args.preset}"
+    args.known = args.known or f"docs/results/{args.preset}"
     args.seed = int(args.preset == "lab") if args.seed is None else args.seed
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least one run must be allowed at a time")
     return args
 
 
+def print_plan(study: Study) -> None:
+    """Every run in order, under the part of the plan that asks for it and the time at which that part ends."""
+    spent, place = 0.0, []
+    for block, tasks in groupby(study.tasks, key=lambda t: t.block):
+        rows = [f"{t.cost:6.0f} s  {t.name:<44} {t.script} {' '.join(words(t.flags))}" for t in tasks]
+        spent += sum(float(row.split()[0]) for row in rows)
+        place.append(f"{spent / 60 / study.args.jobs:5.0f} min | {len(rows):3d} runs | {block}")
+        print(f"\n# {block}", *rows, sep="\n")
+    print(f"\n{len(study.tasks)} runs; done after about, {study.args.jobs} side by side:", *place, sep="\n")
+
+
 def main():
     args = parse_args()
     os.chdir(HERE)
-    build = report_lab.build if args.preset == "lab" else report.build
     study = Study(args)
     if args.plan:
-        for task in study.tasks:
-            print(f"{task.cost:6.0f} s  {task.name:<44} {task.script} {' '.join(words(task.flags))}")
-        minutes = sum(t.cost for t in study.tasks) / args.jobs / 60
-        print(f"{len(study.tasks)} runs, about {minutes:.0f} minutes with {args.jobs} side by side")
+        print_plan(study)
         return
     writable_dir(study.dir)
     if args.report_only:
-        print(f"wrote {build(study.dir)}")
+        print(f"wrote {report.build(study.dir)}")
         return
-    (study.dir / "logs").mkdir(exist_ok=True)
-    (study.dir / "evals").mkdir(exist_ok=True)
+    for name in ("logs", "evals"):
+        (study.dir / name).mkdir(exist_ok=True)
     if not (study.data / "meta.json").exists():
         print(f"$ {study.make_world()}", flush=True)
         with open(study.dir / "logs" / "world.log", "w") as log:
@@ -218,13 +239,16 @@ def main():
             if subprocess.run(command, cwd=HERE, stdout=log, stderr=subprocess.STDOUT).returncode:
                 raise UserError(f"the world could not be made; see {study.dir / 'logs' / 'world.log'}")
     study.data_hash = hashlib.sha256((study.data / "meta.json").read_bytes()).hexdigest()
-    if old := report.read_json(study.dir / "runs.json"):
+    if old := read_json(study.dir / "runs.json"):
         study.elapsed = old["seconds"]
-        keep = ("seconds", "commit", "source")
-        study.done = {r["out"]: {k: r.get(k) for k in keep} for r in old["runs"] if r["finished"]}
-    study.run_all()
+        study.done = {r["out"]: {k: r.get(k) for k in KEPT} for r in old["runs"] if r["finished"]}
+    study.take_over(Path(args.known))
+    failed = study.run_all()
     study.write_manifest()
-    print(f"wrote {build(study.dir)}")
+    print(f"wrote {report.build(study.dir)}")
+    if failed:
+        what = "mend what their logs say, then run this again"
+        raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}): {what}")
 
 
 if __name__ == "__main__":

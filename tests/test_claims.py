@@ -5,18 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from claims import (
-    Comparison,
-    Difference,
-    holm,
-    judge,
-    overall,
-    partial,
-    permutation_p,
-    shuffled,
-    spearman,
-    t_upper_tail,
-)
+from claims import per_question, shuffled
+from stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
 
 
 def drawn(effect, seeds=5, questions=400, noise=0.3, seed_noise=0.005, seed=0):
@@ -130,7 +120,19 @@ def test_ranks_and_permutations():
 def test_shuffle_control_by_hand():
     """Three questions with answers 1, 2, 3; every sample of each question is its own answer: right at home, 0 dealt
     out. If all questions share the answer, dealing out changes nothing."""
-    rows = [{"n": 4, "flexible": 4, "gold": str(i), "answers": [str(i)] * 4} for i in (1, 2, 3)]
-    assert shuffled({"questions": {"gsm": {"questions": rows}}}, 1) == 0
-    same = [{**r, "gold": "2", "answers": ["2.0", None, "2", "5"]} for r in rows]
-    assert shuffled({"questions": {"gsm": {"questions": same}}}, 1) == pytest.approx(0.5)
+
+    def result(gold, answers, right):
+        columns = {"n": [4] * 3, "flexible": right, "gold": gold, "answers": answers}
+        return {"questions": {"gsm": {"questions": columns}}}
+
+    own = result(["1", "2", "3"], [{"1": 4}, {"2": 4}, {"3": 4}], [4, 4, 4])
+    assert shuffled(own, 1).tolist() == [0, 0, 0] and per_question(own, 1).tolist() == [1, 1, 1]
+    same = result(["2", "2", "2"], [{"2.0": 1, "": 1, "2": 1, "5": 1}] * 3, [2, 2, 2])
+    assert shuffled(same, 1).tolist() == per_question(same, 1).tolist() == [0.5] * 3
+    assert shuffled(same, 2) == pytest.approx([5 / 6] * 3)  # of six pairs one holds neither
+
+
+def test_one_seed_says_where_its_interval_lies():
+    for effect, leaning in ((0.2, "as predicted"), (-0.2, "opposite"), (0.0, "open")):
+        comparison = Comparison("x", drawn(effect, seeds=1))
+        assert judge([comparison]) == "estimate" and comparison.leaning == leaning

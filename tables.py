@@ -1,0 +1,235 @@
+"""Tables of the report: Lab -> ("table", head, rows), cells as text. Scores in percent, differences in points."""
+
+import math
+
+import numpy as np
+
+import figures
+from claims import NAMES, Claim, Lab, at, shuffled, value
+from figures import KS, general_average
+from paper import PAPER
+from stats import Comparison
+
+ORDER = ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel")
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+def percent(x: float | None) -> str:
+    return "–" if x is None else f"{100 * x:.1f}"
+
+
+def interval(c: Comparison) -> str:
+    if not c.difference:
+        return "not run"
+    low, high = c.interval
+    return f"{100 * c.difference.estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def verdict(c: Comparison) -> str:
+    return f"{c.verdict}: {c.leaning}" if c.verdict == "estimate" else c.verdict
+
+
+def spread(results: list[dict], get) -> str:
+    """Mean over seeds and, of several, their standard deviation."""
+    got = [100 * s for s in map(get, results) if s is not None]
+    return "–" if not got else f"{np.mean(got):.1f}" + (f" ± {np.std(got, ddof=1):.1f}" if len(got) > 1 else "")
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def claims(claims: list[Claim]) -> tuple:
+    rows = []
+    for claim in claims:
+        main = [c for c in claim.comparisons if c.primary]
+        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference] or claim.notes[:1]
+        seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
+        link = f"[{claim.key}](#{claim.key.lower()})"
+        rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,
+                     f"**{claim.verdict}**", f"[below](#{claim.key.lower()})"])  # fmt: skip
+    head = ["", "claim", "primary statistic, points", "paper", "ours [95 % interval]", "seeds", "verdict", "figure"]
+    return "table", head, rows
+
+
+def score(lab: Lab) -> tuple:
+    """Every method from every checkpoint: means over seeds, ± their standard deviation."""
+    head = ["tokens", "method", "seeds", *(f"pass@{k}" for k in KS), *(f"strict @{k}" for k in KS), "format", "general"]
+    rows = []
+    for t in lab.planned["base"]:
+        best = lab.shots(t)
+        asked = [(f"base, {n}-shot" + ", best on validation" * (n == best), list(lab.base(t, n).values()))
+                 for n in dict.fromkeys((lab.few_shot, 0, best))]  # fmt: skip
+        asked += [(NAMES[m], list(lab.by_seed(m, t).values())) for m in ORDER if t in lab.planned[m]]
+        for name, found in asked:
+            cells = [spread(found, lambda r, k=k, s=s: value(r, k, s)) for s in ("flexible", "strict") for k in KS]
+            cells += [spread(found, lambda r: r["questions"]["gsm"]["format_rate"]), spread(found, general_average)]
+            rows.append([at(t), name, str(len(found) or "not run"), *cells])
+    floor = [percent(figures.floor_of(lab, k)) for k in KS]
+    return "table", head, [*rows, ["", "*guess floor*", "", *floor, *["–"] * 5]]
+
+
+def paper(lab: Lab) -> tuple:
+    """Paper / ours, at the paper's checkpoint nearest in fraction of training (its last beside our last)."""
+    rows, last = [], max(lab.planned["base"], default=0)
+    for t in lab.planned["rl"]:
+        billions = min(PAPER, key=lambda b: abs(math.log(b / max(PAPER)) - math.log(t / last)))
+        for method, theirs in PAPER[billions].items():
+            few = {"base8": lab.few_shot, "base0": 0}.get(method)
+            found = list((lab.by_seed(method, t) if few is None else lab.base(t, few)).values())
+            gets = [*(lambda r, k=k: value(r, k) for k in KS), general_average]
+            cells = [f"{'–' if p is None else p} / {spread(found, get)}" for p, get in zip(theirs, gets, strict=True)]
+            name = NAMES[method] if few is None else f"base, {few}-shot"
+            rows.append([f"{billions}B / {at(t)}", name, *cells])
+    return "table", ["tokens", "method", *(f"pass@{k}" for k in KS), "general"], rows
+
+
+def benchmark(lab: Lab) -> tuple:
+    """The benchmarks one by one at the late checkpoint."""
+    few = [r for r in lab.base(lab.late, lab.few_shot).values() if r["benchmarks"]]
+    names = list(few[0]["benchmarks"]) if few else []
+    leading = lambda r, n: np.mean([int(h) for h in r["benchmarks"][n]["hits"]])  # noqa: E731
+    rows = []
+    for name, found in [("base", few), *((NAMES[m], list(lab.by_seed(m, lab.late).values())) for m in ORDER)]:
+        cells = [spread(found, lambda r, n=n: leading(r, n)) for n in names]
+        rows.append([name, *cells, spread(found, general_average)])
+    if few:
+        chance = [few[0]["benchmarks"][n]["chance"] for n in names]
+        rows.append(["*chance*", *map(percent, [*chance, float(np.mean(chance))])])
+    return "table", ["method", *names, "average"], rows
+
+
+def calibration(lab: Lab) -> tuple:
+    """What the world was made for against what came out; ranges in percent, both ends allowed."""
+    places, data = lab.planned["base"] or [0], lab.manifest.get("data", {})
+    few = [(lab.base(t, lab.few_shot) or {None: None})[None] for t in (places[0], places[-1])]
+    gold = list(lab.by_seed("gold", lab.late).values())
+    wanted = []
+    for result, name, ranges in zip(few, ("first", "last"), ([(0, 1), (0, 15)], [(5, 20), (50, 85)]), strict=True):
+        for k, bounds in zip((1, 32), ranges, strict=True):
+            wanted.append((f"base few-shot pass@{k}, {name} checkpoint", result and value(result, k), bounds))
+        wanted.append((f"base general average, {name} checkpoint", result and general_average(result),
+                       (11, 31) if name == "first" else (80, 100)))  # fmt: skip
+    wanted.append(
+        ("SFT-Gold pass@32, late checkpoint", np.mean([value(r, 32) for r in gold]) if gold else None, (0, 95))
+    )
+    for task in ("gsm", "hard"):
+        for k, top in ((1, 1), (32, 10)):
+            wanted.append((f"guess floor of {task} at pass@{k}", data.get("guess_floor", {}).get(task, {}).get(str(k)),
+                           (0, top)))  # fmt: skip
+    rows = []
+    for name, got, (low, high) in wanted:
+        holds = "–" if got is None else "yes" if low <= 100 * got <= high else "**no**"
+        rows.append([name, f"{low} to {high}", "not run" if got is None else percent(got), holds])
+    return "table", ["quantity", "target, %", "came out, %", "holds"], rows
+
+
+def shuffle(lab: Lab) -> tuple:
+    """pass@k, that of the same answers dealt to other questions, and the guess floor; means over seeds."""
+    rows = []
+    for t in lab.primary:
+        for method in ("base", *ORDER):
+            found = list((lab.base(t) if method == "base" else lab.by_seed(method, t)).values())
+            real = [spread(found, lambda r, k=k: value(r, k)) for k in KS]
+            dealt = [spread(found, lambda r, k=k: shuffled(r, k).mean()) for k in KS]
+            cells = [f"{a} / {b}" for a, b in zip(real, dealt, strict=True)]
+            if found:
+                rows.append([at(t), NAMES[method], *cells, *(percent(figures.floor_of(lab, k)) for k in KS)])
+    head = ["tokens", "method", *(f"pass@{k} / shuffled" for k in KS), *(f"guess floor @{k}" for k in KS)]
+    return "table", head, rows
+
+
+def wide(lab: Lab) -> tuple:
+    rows = []
+    for r in lab.find(group="wide", temperature=..., n_shot=..., tokens=...):
+        name = f"base, {r['n_shot']}-shot" if r["method"] == "base" else NAMES[r["method"]]
+        ks = [int(n[5:]) for n in r["result"]["questions"]["gsm"]["flexible"]]
+        both = [f"{percent(value(r['result'], k))} / {percent(shuffled(r['result'], k).mean())}" for k in ks]
+        rows.append([name, str(r["temperature"]), *both])
+    return "table", ["method", "T", *(f"@{k} / shuffled" for k in (1, 8, 32, 256))], rows
+
+
+def chosen(lab: Lab) -> tuple:
+    """The step that validation would have chosen beside the last one, which counts (first seed, validation pass@1)."""
+    rows = []
+    for t in lab.primary:
+        for method in ORDER:
+            found = lab.find(method=method, tokens=t, group="dynamics", split="val", train_step=...)
+            path = {r["train_step"]: value(r["result"], 1) for r in found if r["train_step"]}
+            if path:
+                best, last = max(path, key=path.get), max(path)
+                trials = lab.manifest.get("trials", {}).get(method, "–")
+                rows.append([at(t), NAMES[method], str(best), percent(path[best]), str(last), percent(path[last]),
+                             str(trials)])  # fmt: skip
+    head = ["tokens", "method", "best step", "pass@1 there", "last step", "pass@1 there", "rates tried in tuning"]
+    return "table", head, rows
+
+
+def movement(lab: Lab) -> list[dict]:
+    """Every run from the late checkpoint, with how far it moved and what became of general text."""
+    rows = []
+    for r in lab.find(tokens=lab.late, group=..., variant=..., method=...):
+        if "movement" in r["result"] and "gsm" in r["result"]["questions"]:
+            m = r["result"]["movement"]
+            scores = {f"pass@{k}": value(r["result"], k) for k in (1, 32)} | {"general": general_average(r["result"])}
+            moved = dict(distance=m["relative_distance"], kl=m["kl"], loss=m["loss"] - m["loss_reference"])
+            rows.append({**{k: r[k] for k in ("method", "variant", "seed", "group")}, **scores, **moved})
+    return rows
+
+
+def control(rows: list[dict]) -> tuple:
+    """Means over seeds of each method and variant, in percent; movement beside."""
+    out = []
+    for key in dict.fromkeys((r["method"], r["variant"]) for r in rows):
+        mine = [r for r in rows if (r["method"], r["variant"]) == key]
+        cells = []
+        for name, form in (
+            ("pass@1", "%"),
+            ("pass@32", "%"),
+            ("general", "%"),
+            ("loss", ""),
+            ("distance", ""),
+            ("kl", ""),
+        ):
+            mean = np.mean([r[name] for r in mine if r[name] is not None] or [np.nan])
+            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}" if form else f"{mean:.4f}")
+        out.append([f"{NAMES[key[0]]} {key[1]}".strip(), str(len(mine)), *cells])
+    head = [
+        "run",
+        "seeds",
+        "pass@1",
+        "pass@32",
+        "general",
+        "general loss, change",
+        "distance / norm",
+        "KL, nats a token",
+    ]
+    return "table", head, out
+
+
+def control_rows(rows: list[dict], key: str) -> list[dict]:
+    """The runs of a control, after the main runs that they stand beside."""
+    beside = {"K1": ORDER, "K2": ("rl", "sft_rl"), "K3": ("rl", "sft", "parallel"), "K4": ("rl", "sft")}[key]
+    mine = [r for r in rows if r["group"] == key.lower()]
+    return [r for r in rows if r["group"] == "main" and r["method"] in beside] + mine if mine else []
+
+
+def k1_note(rows: list[dict]) -> list[str]:
+    """SFT's general score at another method's movement, by linear interpolation over the SFT runs in that order."""
+    sft, out = (
+        [r for r in rows if r["method"] == "sft" and r["general"] is not None and r["group"] in ("main", "k1")],
+        [],
+    )
+    for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token"), ("pass@1", "pass@1")):
+        line = sorted((r[axis], r["general"], r["loss"]) for r in sft)
+        for method in ("rl", "parallel", "sft_rl"):
+            mine = [r for r in rows if r["method"] == method and r["group"] == "main" and r["general"] is not None]
+            if not mine or len(line) < 3:
+                continue
+            here, general, loss = (float(np.mean([r[k] for r in mine])) for k in (axis, "general", "loss"))
+            name = f"{NAMES[method]} ({here:.4f} {unit})"
+            if not line[0][0] <= here <= line[-1][0]:
+                out.append(f"{name} lies outside SFT's range, {line[0][0]:.4f} to {line[-1][0]:.4f}.")
+                continue
+            there = [float(np.interp(here, [s[0] for s in line], [s[i] for s in line])) for i in (1, 2)]
+            ours = f"{100 * general:.1f} and {loss:+.4f}"
+            sft_there = f"{100 * there[0]:.1f} and {there[1]:+.4f}"
+            out.append(f"{name}: general average and change of general loss {ours}; SFT moved as far: {sft_there}.")
+    return out or ["Not run yet."]
