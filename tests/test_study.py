@@ -2,10 +2,13 @@
 
 import json
 from argparse import Namespace
+from collections import Counter
+from itertools import product
 
 import pytest
 
 import grid
+import study
 import train_rl
 from grid import words
 from study import Study
@@ -73,6 +76,91 @@ def test_finished_evaluations_need_no_checkpoints(tmp_path):
     made.path(lost).unlink()
     asked = [t.name.split("-")[0] for t in made.to_do()]
     assert asked == ["pretrain", "sft", "sft_rl", "sft_rl"]  # its run, and the runs whose checkpoints that needs
+
+
+def test_the_primary_comparisons_come_first():
+    """Cut off anywhere, the lab holds whole methods seed by seed: three seeds of C1, C2, C5, C6, C7 at early and late,
+    then two more, then C4, C3, the controls, C8, C9 and the rest."""
+    blocks = list(dict.fromkeys(t.block for t in planned("lab").tasks))
+    keys = ["pre-training", "base, few-shot", "base, shots", *(f"C1 C2 C5 C6 C7: seed {s}" for s in range(1, 6))]
+    keys += ["C4: heavy", "C3: 250", "C3: 1000", "K1", "K2", "K3", "C8", "C9", "K4", "the other checkpoints", "C10"]
+    places = [next(i for i, b in enumerate(blocks) if b.startswith(key)) for key in keys]
+    assert places == sorted(places)
+    lab = planned("lab")
+    first = [t for t in lab.tasks if t.block in blocks[: places[6] + 1] and t.kind == "eval"]
+    for seed, tokens, method in product((1, 2, 3), (2_048_000, 8_192_000), ("rl", "sft", "sft_rl", "parallel")):
+        want = dict(seed=seed, tokens=tokens, split="test", group="main", variant="")
+        assert any(t.method == method and want.items() <= t.record.items() for t in first), (method, want)
+
+
+def test_the_lab_asks_for_what_the_claims_need():
+    """One run of each kind that docs/analysis_plan.md names, three seeds of the controls."""
+    tasks = planned("lab").tasks
+    count = Counter((t.record.get("group"), t.method, t.record.get("variant")) for t in tasks if t.kind == "train")
+    for variant in ("sync8", "sync_end", "plain_sum", "one_loss", "alternate"):
+        assert count["k3", "parallel", variant] == 3
+    assert (
+        count["k3", "rl", "half_rate"] == count["k3", "sft", "half_rate"] == count["k3", "sft", "parallels_rate"] == 3
+    )
+    assert count["k2", "sft_rl", "own"] == count["k2", "sft_rl", "x40"] == 3 and count["k2", "rl", "total_updates"] == 1
+    assert count["k4", "sft", "token_sum"] == count["k4", "rl", "4_updates"] == 3
+    assert sum(n for (group, *_), n in count.items() if group == "k1") == 13  # 4 rates x 2 lengths; seeds 2, 3: rates
+    assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
+    assert count["c4", "rl", "hard"] == 10 and count["c8", "rl", ""] == 3
+    for split, kind in product(("easy", "hard"), ("many", "few", "long")):
+        assert count["c9", "rl", f"{split}_{kind}"] == 3
+    asked = [t for t in tasks if t.record.get("group") == "wide"]
+    assert len(asked) == 10 and all(t.flags["k"][-1] == 256 for t in asked)
+    sync = [t for t in tasks if t.kind == "train" and t.record["variant"] in ("sync8", "sync_end")]
+    assert all(t.flags["steps"] % t.flags["sync_every"] == 0 for t in sync)
+
+
+def test_work_of_another_machine_is_taken_over(tmp_path):
+    """Evaluations and logs at the addresses of this plan are copied; of a changed setting nothing is."""
+    there = planned("smoke", tmp_path / "there")
+    there.data = tmp_path
+    (tmp_path / "meta.json").write_text("{}")
+    for t in there.tasks[:6]:
+        path = there.path(t)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if t.kind == "eval":
+            path.write_text("{}")
+            path.with_suffix(".samples.jsonl").write_text("")
+        else:
+            (path.parent / "metrics.jsonl").write_text(json.dumps({"step": t.flags["steps"]}) + "\n")
+        there.done[path.relative_to(there.dir).as_posix()] = {"seconds": 7.0, "commit": "abc", "source": "def"}
+    there.write_manifest()
+    here = planned("smoke", tmp_path / "here")
+    here.take_over(tmp_path / "there")
+    assert [here.finished(t) for t in here.tasks] == [True] * 6 + [False] * (len(here.tasks) - 6)
+    assert set(map(json.dumps, here.done.values())) == {json.dumps({"seconds": 7.0, "commit": "abc", "source": "def"})}
+    other = planned("smoke", tmp_path / "other", seed=2)
+    other.take_over(tmp_path / "there")
+    assert not other.done and not any(map(other.finished, other.tasks))
+    here.take_over(here.dir)  # from itself: nothing to do, no harm
+
+
+def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
+    """Everything finished, then one rate changed: it and what hangs on it are asked for."""
+    made = planned("smoke", tmp_path)
+    for t in made.tasks:
+        path = made.path(t)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert made.to_do() == []
+    monkeypatch.setitem(grid.PRESETS["smoke"]["sft"], "lr", 0.123)
+    again = planned("smoke", tmp_path).to_do()
+    assert {t.method for t in again} == {"sft", "sft_rl"}
+    assert {t.kind for t in again} == {"train", "eval"}
+
+
+def test_the_plan_is_printed_in_order(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study.py", "--preset", "lab", "--plan"])
+    study.main()
+    shown = capsys.readouterr().out
+    names = [t.name for t in planned("lab").tasks]
+    assert [line.split()[2] for line in shown.splitlines() if " s  " in line] == names
+    assert f"{len(names)} runs; done after about" in shown and "min |  16 runs | C1 C2 C5 C6 C7: seed 3" in shown
 
 
 def test_words():
