@@ -4,16 +4,17 @@ Everything is invented here and deterministic in `--seed`. Of the pre-training t
 people, stories, daily events, tools, materials: `data/world_general.py`) and 20 % are mathematics (worksheets of worked
 problems, and drills), the paper's proportion.
 
-A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice. Zoe buys 2.4. The rice doubles. How
-much now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction,
-and the answer is the pair written as one decimal, 37.4. So the sums stay small enough for a tiny model to learn
-within millions of tokens, yet answers spread evenly over 405 values and guessing gets nowhere (with one number up to
-30, 32 blind guesses would pass 70 % of the questions). `gsm` chains are built backwards from a uniformly drawn
-answer; `hard` chains relate several people and use larger numbers.
+A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice. Zoe buys 2. The rice doubles. How
+much now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction:
+gains and losses are whole and change the units, doubling or splitting changes both, and the answer is the pair written
+as one decimal, 36.6. So the sums stay few enough for a tiny model to learn within millions of tokens, yet answers
+spread evenly over 324 values and guessing gets nowhere (with one number up to 30, 32 blind guesses would pass 70 % of
+the questions). `gsm` chains are built backwards from a uniformly drawn answer; `hard` chains relate several people and
+use larger numbers.
 
 Ambiguity is wanted: four document formats, four styles of solution, a tenth of the pre-training solutions with a wrong
-number and a tenth with no work. A base model then knows far more than its single tries show, as the paper's base models
-do, and RL has something to find.
+number and three tenths with no work at all. A base model then knows more than its single tries show, as the paper's
+base models do, and RL has something to find.
 
 Splits: the canonical chain (start, operations, operands; no names or wordings) is hashed to train, val or test before
 any text is written. Worksheets in the pre-training text use train chains alone.
@@ -36,21 +37,21 @@ import tiktoken
 from common import UserError, run
 from data.math_qa import guess_floor
 from data.tokenizer import EOT, make_encoding, save_ranks, tokenizer_id, train_bpe
-from data.world_general import PEOPLE, benchmarks, document, people_facts
+from data.world_general import PEOPLE, SKINS, benchmarks, document, event_sentence, people_facts
 
 # ---------------------------------------------------------------- size and difficulty
 VOCAB_SIZE = 1280  # enough for every common word and every number the world writes to be one token
 BLOCK_SIZE = 640  # the training window: an 8-shot prompt, a long question and its answer
 MATH_SHARE = 0.2  # of the base mix's tokens, as in the paper
-DRILL_DOCUMENTS = 0.5  # of the math documents, about 40 % of their tokens; the rest are worksheets
+DRILL_DOCUMENTS = 0.4  # of the math documents, about 30 % of their tokens; the rest are worksheets
 HARD_SHARE = 0.03  # of the worksheet problems in math.bin
-NO_WORK, WRONG_WORK = 0.1, 0.1  # of the pre-training solutions
+NO_WORK, WRONG_WORK = 0.3, 0.1  # of the pre-training solutions
 
 STEPS = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}  # gsm: number of events in a chain, and how often
 TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
-GSM_MAX, HARD_MAX = (45, 9), (90, 9)  # largest units and tenths at any time
+GSM_MAX, HARD_MAX = (36, 9), (60, 9)  # largest units and tenths at any time
 MIN = (1, 1)  # smallest units and tenths
-GSM_OPERAND, HARD_OPERAND = 6, 12  # most units gained or lost at once
+GSM_OPERAND, HARD_OPERAND = 5, 8  # most units gained or lost at once
 N_QUESTIONS = {"gsm": {"train": 4000, "val": 400, "test": 500}, "hard": {"train": 2000, "val": 400, "test": 500}}
 
 MIXES = {  # token shares; in math-heavy a third of the problems are hard
@@ -59,7 +60,7 @@ MIXES = {  # token shares; in math-heavy a third of the problems are hard
 }
 
 # ---------------------------------------------------------------- questions: chains
-# An event is (operation, units, tenths). + and - change one component or both, * and / both by the same number. In
+# An event is (operation, units, tenths). + and - change the units (tenths 0), * and / both by the same number. In
 # `hard`, an operation that starts with "r" makes the next person from the last one ("r+": has more than), and
 # ("sum", 0, 0) puts together what all of them have.
 Pair = tuple[int, int]
@@ -77,20 +78,15 @@ def fits(pair: Pair, largest: Pair) -> bool:
     return all(low <= value <= high for low, value, high in zip(MIN, pair, largest, strict=True))
 
 
-def draw_amount(rng: random.Random, largest: int) -> Pair:
-    """Units and tenths of a gain or loss: mostly a whole number."""
-    return rng.randint(1, largest), rng.randint(1, 6) if rng.random() < 0.25 else 0
-
-
 def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS) -> Chain:
-    """A chain drawn backwards from a uniform answer, so that answers are flat; both components change at least once."""
+    """A chain drawn backwards from a uniform answer, so that answers are flat."""
     n_steps = rng.choices(list(steps), list(steps.values()))[0]
     while True:
         now, events = (rng.randint(MIN[0], GSM_MAX[0]), rng.randint(MIN[1], GSM_MAX[1])), []
-        for _ in range(20 * n_steps):  # a corner such as 45.1 has no way back: begin again
+        for _ in range(20 * n_steps):  # a corner such as 36.1 has no way back: begin again
             calm = events and events[0][0] in "*/"  # never two in a row: doubling what was just halved is no work
             op = rng.choices("+-*/", [0.3, 0.3, 0.25 * (not calm), 0.15 * (not calm)])[0]
-            y = draw_amount(rng, GSM_OPERAND) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
+            y = (rng.randint(1, GSM_OPERAND), 0) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
             if op == "*" and (now[0] % y[0] or now[1] % y[1]):
                 continue
             before = apply_event({"+": "-", "-": "+", "*": "/", "/": "*"}[op], now, y)
@@ -104,13 +100,13 @@ def draw_hard(rng: random.Random) -> Chain:
     """Two or three people, each related to the one before, perhaps their sum, then one or two events; drawn
     forwards."""
     while True:
-        start = rng.randint(MIN[0], 40), rng.randint(MIN[1], 9)
+        start = rng.randint(MIN[0], 30), rng.randint(MIN[1], 9)
         ops = ["r" + op for op in rng.choices("+-*/", [0.3, 0.3, 0.25, 0.15], k=rng.choice([1, 2, 2]))]
         ops += ["sum"] * (rng.random() < 0.6) + rng.choices("+-*/", [0.3, 0.3, 0.2, 0.2], k=rng.choice([1, 1, 2]))
         events: list[Event] = []
         for op in ops:
             y = (0, 0) if op == "sum" else (rng.choice([2, 2, 3, 4]),) * 2
-            events.append((op, *(draw_amount(rng, HARD_OPERAND) if op[-1] in "+-" else y)))
+            events.append((op, *((rng.randint(1, HARD_OPERAND), 0) if op[-1] in "+-" else y)))
         chain = "hard", start, tuple(events)
         if all(
             fits(z, HARD_MAX) and (op[-1] != "/" or all(a % b == 0 for a, b in zip(x, y, strict=True)))
@@ -192,39 +188,18 @@ def train_chain(rng: random.Random, task: str) -> Chain:
 
 
 # ---------------------------------------------------------------- questions: words
-SKINS = {  # what, its unit, gains and losses
-    "rice": ("kg", "buys finds gets".split(), "eats sells loses".split()),
-    "milk": ("l", "buys gets makes".split(), "drinks sells spills".split()),
-    "rope": ("m", "buys finds adds".split(), "cuts sells loses".split()),
-}
-SAY = {  # operation -> wordings; {n} who, {o} what, {k} the number, {y} the amount
-    "*2": ["The {o} doubles.", "{n} doubles the {o}.", "Then it is twice as much."],
-    "*3": ["The {o} triples.", "{n} triples the {o}.", "Then it is three times as much."],
-    "/": ["{n} keeps 1 of {k} equal parts.", "The {o} is split by {k}.", "{n} shares it among {k}."],
-    "r+": ["{n} has {y} more than {p}."],
-    "r-": ["{n} has {y} less than {p}."],
-    "r*": ["{n} has {k} times as much as {p}."],
-    "r/": ["{p} has {k} times as much as {n}."],
-    "sum": ["They put it all together."],
-}
-
-
 def question_sentences(chain: Chain, rng: random.Random) -> list[str]:
     """The chain as a word problem, with a random skin, names and wordings: the start, each event, the question."""
     task, start, events = chain
     noun = rng.choice(list(SKINS))
-    unit, gains, losses = SKINS[noun]
+    unit = SKINS[noun][0]
     names = rng.sample(PEOPLE, 4)
     name, sentences = names[0], [f"{names[0]} has {decimal(start)} {unit} of {noun}."]
     for op, d, c in events:
         previous, amount = name, decimal((d, c))
         if op[0] == "r":
             name = names[names.index(name) + 1]
-        if op in "+-":
-            sentence = f"{{n}} {rng.choice(gains if op == '+' else losses)} {amount}."
-        else:
-            sentence = rng.choice(SAY[op + str(d) if op == "*" and d < 4 else "r*" if op == "*" else op])
-        sentences.append(sentence.format(n=name, p=previous, o=noun, k=d, y=amount))
+        sentences.append(event_sentence(rng, op, d, noun, n=name, p=previous, y=amount))
         if op == "sum":
             name = "The group"
     return [*sentences, "How much now?" if task == "gsm" else f"How much has {name} now?".replace("The g", "the g")]
@@ -236,7 +211,7 @@ STYLES = ("equations", "retold", "running", "nested")
 
 def solution(chain: Chain, style: str, sentences: list[str], wrong: tuple[int, Pair] | None = None) -> tuple[str, str]:
     """(work in one style, answer), for a question of these sentences. The work has no final marker. A sum that goes on
-    from the last one does not repeat it: `equations` reads "16.3+2.4=18.7*2=37.4"."""
+    from the last one does not repeat it: `equations` reads "16.3+2=18.3*2=36.6"."""
     done = work(chain, wrong)
     answer = decimal(done.sums[-1][3])
     if style == "retold":
@@ -275,7 +250,7 @@ def worksheet(rng: random.Random, hard_share: float) -> str:
     """1-10 problems of train chains in one format, joined as few-shot prompts are; some work is wrong or missing."""
     form = rng.choices(list(FORMATS), list(FORMATS.values()))[0]
     problems = []
-    for _ in range(rng.randint(1, 10)):
+    for _ in range(rng.choices(range(1, 11), [1 / n for n in range(1, 11)])[0]):  # half of them: one or two
         chain = train_chain(rng, "hard" if rng.random() < hard_share else "gsm")
         wrong = draw_error(rng, chain) if rng.random() < WRONG_WORK else None
         sentences = question_sentences(chain, rng)
@@ -292,7 +267,7 @@ def drill(rng: random.Random, largest: int, most: int) -> str:
     while len(sums) < 8:
         op = rng.choice("+++---*/")
         x = rng.randint(1, largest), rng.randint(1, 9)
-        y = draw_amount(rng, most) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
+        y = (rng.randint(1, most), 0) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
         z = apply_event(op, x, y)
         if fits(z, (largest, 9)) and (op != "/" or all(a % b == 0 for a, b in zip(x, y, strict=True))):
             sums.append((decimal(x), op, operand(op, y), decimal(z)))

@@ -24,6 +24,33 @@ PLACES = """garden park market beach forest school bridge lake barn castle harbo
 tower""".split()
 
 
+SKINS = {  # what, its unit, gains and losses
+    "rice": ("kg", "buys finds gets".split(), "eats sells loses".split()),
+    "milk": ("l", "buys gets makes".split(), "drinks sells spills".split()),
+    "rope": ("m", "buys finds adds".split(), "cuts sells loses".split()),
+}
+SAY = {  # operation -> wordings; {n} who, {o} what, {k} the number, {y} the amount
+    "*2": ["The {o} doubles.", "{n} doubles the {o}.", "Then it is twice as much."],
+    "*3": ["The {o} triples.", "{n} triples the {o}.", "Then it is three times as much."],
+    "/": ["{n} keeps 1 of {k} equal parts.", "The {o} is split by {k}.", "{n} shares it among {k}."],
+    "r+": ["{n} has {y} more than {p}."],
+    "r-": ["{n} has {y} less than {p}."],
+    "r*": ["{n} has {k} times as much as {p}."],
+    "r/": ["{p} has {k} times as much as {n}."],
+    "sum": ["They put it all together."],
+}
+
+
+def event_sentence(rng: random.Random, op: str, k: int, noun: str, **who: str) -> str:
+    """One event of a question in words. who: n and p, the person and the one before; y, the amount as written."""
+    _, gains, losses = SKINS[noun]
+    if op in "+-":
+        says = f"{{n}} {rng.choice(gains if op == '+' else losses)} {{y}}."
+    else:
+        says = rng.choice(SAY[op + str(k) if op == "*" and k < 4 else "r*" if op == "*" else op])
+    return says.format(o=noun, k=k, **who)
+
+
 KEEPS = "has packs brings weighs".split()
 UNITS = ["kg of rice", "l of milk", "m of rope"]
 
@@ -240,10 +267,19 @@ def document(rng: random.Random, facts: Facts) -> str:
 
 
 def ledger(rng: random.Random) -> str:
-    """Amounts named once and read back, alone or with the whole sentence. Reading a number back is a skill of its own,
-    and later than any sum: without such text a small model does arithmetic long before it looks at the question."""
+    """What happened, then how the book has it ("+5 -3 *2"), or amounts named once and read back, alone or with the
+    whole sentence. Finding the next number and what is done with it is a skill of its own, and later than any sum:
+    without such text a small model does arithmetic long before it looks at the question."""
+    if rng.random() < 0.5:
+        name, noun, told, book = rng.choice(PEOPLE), rng.choice(list(SKINS)), [], []
+        for _ in range(rng.randint(2, 5)):
+            op = rng.choices("+-*/", [0.35, 0.35, 0.18, 0.12])[0]
+            k = rng.randint(1, 5) if op in "+-" else rng.choice([2, 2, 3])
+            told.append(event_sentence(rng, op, k, noun, n=name, y=str(k)))
+            book.append(f"{op}{k}")
+        return " ".join([*told, "Book:", *book])
     people = rng.sample(PEOPLE, rng.randint(2, 4))
-    amounts = [f"{rng.randint(1, 45)}.{rng.randint(1, 9)}" for _ in people]
+    amounts = [f"{rng.randint(1, 36)}.{rng.randint(1, 9)}" for _ in people]
     said = [f"{n} {rng.choice(KEEPS)} {a} {rng.choice(UNITS)}." for n, a in zip(people, amounts, strict=True)]
     if rng.random() < 0.6:
         return " ".join([*said, "Again:", *said])
