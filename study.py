@@ -109,6 +109,12 @@ class Study(Grid):
     def ready(self, task: Task) -> bool:
         return all(self.path(parent, name).exists() for parent, name in task.inputs.values())
 
+    def next_up(self, todo: list[Task], idle: bool) -> list[Task]:
+        """What can begin now, in the plan's order; but a pre-training, which takes long, waits until all that is before
+        it in the plan has begun, or nothing else can."""
+        ready = [t for t in todo if self.ready(t)]
+        return [t for t in ready if t.kind != "pretrain" or t is todo[0]] or ready[: int(idle)]
+
     def start(self, task: Task) -> subprocess.Popen:
         command = self.command(task)
         print(f"$ {' '.join(command)}", flush=True)
@@ -127,10 +133,10 @@ class Study(Grid):
         failed: list[str] = []
         began, done_cost, total = time.time(), 0.0, sum(t.cost for t in todo)
         try:
-            while running or any(self.ready(t) for t in todo):
+            while running or self.next_up(todo, True):
                 if self.args.minutes and time.time() - began > 60 * self.args.minutes:
-                    todo.clear()
-                for task in [t for t in todo if self.ready(t)][: self.args.jobs - len(running)]:
+                    todo = []
+                for task in self.next_up(todo, not running)[: self.args.jobs - len(running)]:
                     todo.remove(task)
                     running[self.start(task)] = (task, time.time())
                 time.sleep(0.5)
@@ -138,6 +144,7 @@ class Study(Grid):
                     task, at = running.pop(process)
                     if process.returncode or not self.path(task).exists():
                         failed.append(task.name)
+                        todo = [t for t in todo if self.ready(t) or not hangs_on(t, task)]
                         what = f"exit code {process.returncode}, see {self.log_file(task)}"
                         print(f"FAILED {task.name} ({what})", flush=True)
                         continue
@@ -154,7 +161,7 @@ class Study(Grid):
         finally:
             for process in running:
                 process.terminate()
-        return failed
+        return failed + [f"{t.name} (a checkpoint that it needs was not written)" for t in todo]
 
     def log_file(self, task: Task) -> Path:
         out = self.path(task)
@@ -179,6 +186,10 @@ class Study(Grid):
         temporary = self.dir / ".tmp_runs.json"
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
         os.replace(temporary, self.dir / "runs.json")
+
+
+def hangs_on(task: Task, other: Task) -> bool:
+    return any(parent is other or hangs_on(parent, other) for parent, _ in task.inputs.values())
 
 
 def machine() -> str:

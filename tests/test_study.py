@@ -154,6 +154,60 @@ def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
     assert {t.kind for t in again} == {"train", "eval"}
 
 
+class Ended:
+    def __init__(self, code):
+        self.returncode, self.poll = code, lambda: code
+
+
+class Made(Study):
+    """Its runs take no time: they write what they should, but those whose name begins with `bad`."""
+
+    bad = "none"
+
+    def start(self, task):
+        self.begun.append(task)
+        if not task.name.startswith(self.bad):
+            every = task.flags.get("save_every") or 10**9
+            steps = [*task.flags.get("save_at", []), *range(every, task.flags.get("steps", 0) + 1, every)]
+            for name in {task.out, *(f"ckpt_{s:06d}.pt" for s in steps)}:
+                path = self.path(task, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
+        return Ended(int(task.name.startswith(self.bad)))
+
+
+def run_made(tmp_path, monkeypatch, preset, bad="none", minutes=0):
+    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(study, "git_commit", lambda: "abc")
+    monkeypatch.setattr(Study, "write_manifest", lambda self: None)
+    made = Made(Namespace(preset=preset, out=str(tmp_path), seed=1, jobs=2, minutes=minutes))
+    made.data_hash, made.bad, made.begun = "d", bad, []
+    return made, made.run_all()
+
+
+def test_a_pretraining_waits_for_its_place(tmp_path, monkeypatch):
+    """In the plan's order; what needs no checkpoint of its own would else begin with the idle core at the start."""
+    made, failed = run_made(tmp_path, monkeypatch, "lab")
+    assert not failed and len(made.begun) == len(made.tasks)
+    for i, task in enumerate(made.begun):
+        if task.kind == "pretrain":
+            assert set(made.tasks[: made.tasks.index(task)]) <= set(made.begun[:i]), task.name
+
+
+def test_a_failure_stops_what_hangs_on_it_alone(tmp_path, monkeypatch):
+    made, failed = run_made(tmp_path, monkeypatch, "lab", bad="pretrain-heavy")
+    left = {t.record["base"] for t in made.tasks} - {t.record["base"] for t in made.begun if t.kind != "pretrain"}
+    assert failed == ["pretrain-heavy", "pretrain-heavy2"] and left == {"heavy", "heavy2"}
+    made, failed = run_made(tmp_path / "again", monkeypatch, "smoke", bad="sft-")
+    assert failed[0].startswith("sft-") and not any(t.name.startswith("sft_rl") for t in made.begun)
+    assert any(t.name.startswith("parallel") for t in made.begun)
+
+
+def test_minutes_end_a_study(tmp_path, monkeypatch):
+    made, failed = run_made(tmp_path, monkeypatch, "smoke", minutes=1e-9)
+    assert not failed and made.begun == []
+
+
 def test_the_plan_is_printed_in_order(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["study.py", "--preset", "lab", "--plan"])
     study.main()
