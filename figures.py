@@ -116,8 +116,9 @@ def parallel(lab: Lab):
 
 
 def forest(claim: Claim):
-    """Estimates with their intervals; dotted: the margin. Filled: primary."""
+    """Estimates with their intervals; dotted: the margin. Filled: primary; alone, where all would be too many."""
     shown = [c for c in claim.comparisons if c.difference]
+    shown = shown if len(shown) <= 24 else [c for c in shown if c.primary]
     if not shown:
         return None
     figure, ax = plt.subplots(figsize=(7.4, 0.7 + 0.22 * len(shown)))
@@ -128,6 +129,7 @@ def forest(claim: Claim):
         for m in (-c.within, c.within) if c.within else (c.margin,):
             ax.plot([100 * m] * 2, [y - 0.4, y + 0.4], color="#a61c1c", ls=":", lw=1.2)
     ax.set_yticks(range(len(shown)), [f"{c.name}  ({c.seeds})" for c in reversed(shown)], fontsize=7)
+    ax.set_ylim(-0.7, len(shown) - 0.3)
     ax.set_xlabel("difference in points, 95 % interval (within: 90 %); in brackets: seeds", fontsize=8)
     return figure
 
@@ -162,7 +164,7 @@ def hard_tier(lab: Lab):
     models = [r["base"] for r in lab.runs if r["kind"] == "pretrain"]
     rows = {"after RL": ("rl", "hard", "o", "#a61c1c"), "base, 8 hard exemplars": ("base", "hard_shots", "s", "white"),
             "base, 8 gsm exemplars": ("base", "gsm_shots", "^", "#bbbbbb")}  # fmt: skip
-    some = False
+    some, floor = False, None
     for i, (label, (method, variant, marker, face)) in enumerate(rows.items()):
         for x, model in enumerate(models):
             found = lab.find(method=method, base=model, group="c4", variant=variant)
@@ -170,6 +172,8 @@ def hard_tier(lab: Lab):
             name = label if x == 0 else None
             ax.plot([x + 0.15 * (i - 1)] * len(got), got, marker, color="#222222", mfc=face, ms=6, ls="", label=name)
             some = some or bool(got)
+            floor = found[0]["result"]["questions"]["hard"]["guess_floor"].get("1") if found else floor
+    mark_floor(ax, floor)
     ax.set_xticks(range(len(models)), models)
     ax.set_ylabel("pass@1 on the hard tier, %")
     ax.set_ylim(bottom=0)
@@ -187,6 +191,7 @@ def dynamics(lab: Lab, tokens: int):
         for k, look in ((1, "parallel"), (8, "base0"), (32, "base")):
             if steps:
                 draw(top, [s for s, _ in steps], [value(r, k) for _, r in steps], look, f"pass@{k}")
+                mark_floor(top, steps[0][1]["questions"]["gsm"]["guess_floor"].get(str(k)), f"guess floor @{k}")
         reward = [(r["step"], 100 * r["reward/mean"]) for r in lab.log(method, tokens, lab.manifest["seed"])]
         if reward:
             bottom.plot(*zip(*reward, strict=True), color="#555555", lw=1)
@@ -277,6 +282,8 @@ def budget(lab: Lab):
             ax.set_xlabel(x)
             if ax.lines:
                 ax.set_xscale("log")
+                ax.minorticks_off()
+            mark_floor(ax, floor_of(lab, 1))
     legend(axes[0, 0])
     return figure if some else None
 
