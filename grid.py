@@ -18,18 +18,18 @@ BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
 # the time allows. `early` and `late`: the primary checkpoints (steps), `others`: those post-trained beside them.
 LAPTOP = dict(
     world=[],
-    pretrain=dict(steps=6400, batch_tokens=1280, lr=6e-3, micro_batch_size=2, eval_every=800),
-    save_at=[400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200], seeds=1, other_seeds=1, gold_seeds=1,
+    pretrain=dict(steps=6400, batch_tokens=1280, lr=2.5e-3, micro_batch_size=2, dtype="bfloat16", eval_every=800),
+    save_at=[100, 400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200], seeds=1, other_seeds=1, gold_seeds=1,
     shots=[8, 0], trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
-    rl=dict(steps=40, lr=2e-4, save_every=8), sft=dict(steps=120, lr=2e-3, save_every=40),
-    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=40, lr=4e-4, save_every=8),
-    gold_rl=dict(steps=40, lr=4e-4, save_every=8), parallel=dict(steps=40, lr=1.2e-3, sft_lr=1.2e-3, save_every=8),
-    test=dict(limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
+    rl=dict(steps=64, lr=2e-4, save_every=16), sft=dict(steps=120, lr=2e-3, save_every=40),
+    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=64, lr=4e-4, save_every=16),
+    gold_rl=dict(steps=64, lr=4e-4, save_every=16), parallel=dict(steps=64, lr=1.2e-3, sft_lr=1.2e-3, save_every=16),
+    test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     pools={250: 1}, few_epochs=4, many_epochs=60,  # C3: seeds of each pool of questions
 )  # fmt: skip
 LAB = dict(
     seeds=5, others=[3200, 800], other_seeds=2, gold_seeds=2, control_seeds=3, shots=[8, 0, 1, 4],
-    test=dict(limit=400, n_samples=32, k=[1, 8, 32]), pools={250: 3, 1000: 2},
+    pools={250: 3, 1000: 2},
     c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
         models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
                 "heavy2": dict(mix="math-heavy", seed=1)},
