@@ -16,6 +16,7 @@ import numpy as np
 from common import UserError
 from data.math_qa import parse_number
 from evaluate import pass_at_k
+from grid import amount as at
 from model import PRESETS as SHAPES
 from stats import Comparison, Difference, judge, partial, permutation_p, spearman
 
@@ -185,10 +186,6 @@ class Claim:
         if 0 < run < len(main):
             self.notes.insert(0, f"Partly run: {run} of {len(main)} primary comparisons.")
         return self
-
-
-def at(tokens: int) -> str:
-    return f"{tokens / 1e6:.1f}M"
 
 
 def c1(lab: Lab) -> Claim:

@@ -19,8 +19,9 @@ BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
 LAPTOP = dict(
     world=[],
     pretrain=dict(steps=6400, batch_tokens=1280, lr=2.5e-3, micro_batch_size=2, dtype="bfloat16", eval_every=800),
-    save_at=[100, 400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200], seeds=1, other_seeds=1, gold_seeds=1,
-    shots=[8, 0], trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
+    save_at=[100, 400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200],
+    seeds=1, other_seeds=1, gold_seeds=1, shots=[8, 0],
+    trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
     rl=dict(steps=64, lr=2e-4, save_every=16), sft=dict(steps=120, lr=2e-3, save_every=40),
     gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=64, lr=4e-4, save_every=16),
     gold_rl=dict(steps=64, lr=4e-4, save_every=16), parallel=dict(steps=64, lr=1.2e-3, sft_lr=1.2e-3, save_every=16),
@@ -100,6 +101,10 @@ def words(flags: dict) -> list[str]:
         if value is not True:
             out += [str(v) for v in (value if isinstance(value, list) else [value])]
     return out
+
+
+def amount(tokens: int) -> str:
+    return f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.3g}k"
 
 
 class Grid:
@@ -320,15 +325,18 @@ class Grid:
 
     # ------------------------------------------------------------------------------------------------- single commands
     def add(self, task: Task) -> Task:
+        """Into the plan, unless it is there."""
         if task.name not in self.known:
             task.block = self.block
             self.known[task.name] = task
             self.tasks.append(task)
-        return self.known[task.name]
+        known = self.known[task.name]
+        assert (known.flags, known.inputs, known.out) == (task.flags, task.inputs, task.out), f"two runs: {task.name}"
+        return known
 
     def name(self, method: str, base: Task, step: int, seed: int, variant: str = "") -> str:
-        tokens = f"{step * base.flags['batch_tokens'] / 1e6:.1f}M"
-        return f"{method}-{base.record['base']}-{tokens}-s{seed}" + f"-{variant}" * bool(variant)
+        tokens = step * base.flags["batch_tokens"]
+        return f"{method}-{base.record['base']}-{amount(tokens)}-s{seed}" + f"-{variant}" * bool(variant)
 
     def pretrain(self, name: str, seed: int = 0, **flags) -> Task:
         """`seed`: distance from the study's first one."""
@@ -378,7 +386,7 @@ class Grid:
         variant = r.get("variant", "") if variant is None else variant
         record = dict(base=r["base"], seed=r["seed"], tokens=tokens, n_shot=n_shot, split=on, group=group,
                       variant=variant, train_step=train_step, temperature=change.get("temperature", 0.6))  # fmt: skip
-        parts = [method, r["base"], f"{tokens / 1e6:.1f}M", f"s{r['seed']}", variant, on, f"{n_shot}shot", group]
+        parts = [method, r["base"], amount(tokens), f"s{r['seed']}", variant, on, f"{n_shot}shot", group]
         parts += [f"T{change['temperature']}"] if "temperature" in change else []
         parts += [f"step{train_step}"] if train_step is not None else []
         slow = COMPLETION[n_shot > 0] * (LARGE if r["base"] == "large" else 1)

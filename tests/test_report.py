@@ -13,11 +13,13 @@ import report
 from claims import CLAIMS, Lab, validation_loss
 from common import UserError
 from evaluate import pass_at_k
-from grid import BENCHMARKS
+from grid import BENCHMARKS, PRESETS, amount
 from study import Study
 from tables import k1_note
 
 N = 60
+STEPS = PRESETS["lab"]["late"]
+LATE = STEPS * PRESETS["lab"]["pretrain"]["batch_tokens"]
 # Probability of a right answer: RL above the base everywhere, SFT→RL far above RL, parallel as RL; general: SFT loses.
 SKILL = {"base": 0.02, "rl": 0.08, "sft": 0.02, "gold": 0.02, "sft_rl": 0.45, "gold_rl": 0.45, "parallel": 0.08}
 GENERAL = {"base": 0.9, "rl": 0.9, "sft": 0.6, "gold": 0.6, "sft_rl": 0.6, "gold_rl": 0.6, "parallel": 0.9}
@@ -30,7 +32,7 @@ def result(task):
     rng = np.random.default_rng([flags["seed"] + 100 * flags.get("n_shot", 0), sum(map(ord, task.name))])
     ease = np.random.default_rng(5).uniform(0.2, 1.8, N)  # questions differ, alike for all
     skill = SPECIAL.get(record["variant"], SKILL[method]) * {"heavy": 3, "heavy2": 3}.get(record["base"], 1)
-    skill *= 1 + 0.1 * (record["tokens"] > 3e6)
+    skill *= 1 + 0.1 * (record["tokens"] == LATE)
     n, ks = flags["n_samples"], flags["k"]
     hits = rng.binomial(n, np.clip(skill * ease, 0, 1))
     scores = {f"pass@{k}": {"value": float(np.mean([pass_at_k(n, c, k) for c in hits])), "stderr": 0.0} for k in ks}
@@ -68,7 +70,7 @@ def made_up(folder, preset, keep=lambda task: True):
             batch = task.flags.get("batch_tokens", 0)
             row = {"reward/mean": 0.1, "reward/hits": 9, "completion/tokens": 9, "reward/frac_zero_std_groups": 0.5}
             steps = range(task.flags["steps"] % 16, task.flags["steps"] + 1, 16)  # every one of the pre-training's
-            rows = [{"step": s, "train/tokens": s * batch, "eval/loss": 3 - s / 6400, **row} for s in steps]
+            rows = [{"step": s, "train/tokens": s * batch, "eval/loss": 3 - s / STEPS, **row} for s in steps]
             (path.parent / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     study.write_manifest()
     report.build(folder)
@@ -165,7 +167,7 @@ def rows_again(folder: Path) -> int:
             both = set(left) & set(right)
             if both:
                 want = np.mean([left[s] - right[s] for s in both])
-                assert f"{t / 1e6:.1f}M: {said}: {want:+.1f} [" in text, (t, said, want)
+                assert f"{amount(t)}: {said}: {want:+.1f} [" in text, (t, said, want)
                 checked += 1
     return checked
 
@@ -181,7 +183,7 @@ def test_the_independent_route_can_fail(whole, tmp_path):
     (tmp_path / "evals").mkdir()
     for path in (whole / "evals").glob("*-main-*.json"):
         found = json.loads(path.read_text())
-        if path.name.startswith("sft_rl-base-8.2M-s1"):
+        if path.name.startswith(f"sft_rl-base-{amount(LATE)}-s1"):
             found["questions"]["gsm"]["questions"]["flexible"] = [0] * N
         (tmp_path / "evals" / path.name).write_text(json.dumps(found))
     with pytest.raises(AssertionError, match="RL − SFT→RL"):
@@ -217,7 +219,7 @@ def test_every_claim_and_control_has_its_page(whole):
         assert (whole / "figures" / name).read_bytes()[:4] == b"\x89PNG"
     assert "Shuffle control" in pages["C5"] and "Shuffle control" in pages["C7"] and "@256" in pages["C5"]
     assert "FLOPs of pre-training" in pages["C4"] and "No signal" in pages["C1"] and "strict @1" in text
-    assert "8.2M | RL | 8 |" in pages["C5"] or "rates tried in tuning" in pages["C5"]
+    assert "rates tried in tuning" in pages["C5"]
     assert "Mixed sources" not in text and "planned runs not run" not in text
 
 
@@ -232,7 +234,7 @@ def test_mixed_sources_are_flagged(tmp_path, whole):
 
 def test_diagnostic_reads_the_loss_at_the_checkpoint(whole):
     lab = Lab(whole)
-    assert validation_loss(lab, "base", 8_192_000) == 2.0 and validation_loss(lab, "base", 8_192_001) is None
+    assert validation_loss(lab, "base", LATE) == 2.0 and validation_loss(lab, "base", LATE + 1) is None
 
 
 def test_movement_note_by_hand():
@@ -250,11 +252,11 @@ def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
     manifest = json.loads((whole / "runs.json").read_text())
     for r in manifest["runs"]:
         r["out"] = str(whole / r["out"])
-    victim = next(r for r in manifest["runs"] if r["name"].startswith("rl-base-8.2M-s1-test"))
+    victim = next(r for r in manifest["runs"] if r["name"].startswith(f"rl-base-{amount(LATE)}-s1-test"))
     victim["out"] = str(tmp_path / "broken.json")
     (tmp_path / "broken.json").write_text('{"questions": ')
     (tmp_path / "runs.json").write_text(json.dumps(manifest))
-    assert set(Lab(tmp_path).by_seed("rl", 8_192_000)) == {2, 3, 4, 5}
+    assert set(Lab(tmp_path).by_seed("rl", LATE)) == {2, 3, 4, 5}
 
 
 def test_a_folder_that_is_no_study(tmp_path):

@@ -88,7 +88,8 @@ def test_the_primary_comparisons_come_first():
     assert places == sorted(places)
     lab = planned("lab")
     first = [t for t in lab.tasks if t.block in blocks[: places[6] + 1] and t.kind == "eval"]
-    for seed, tokens, method in product((1, 2, 3), (2_048_000, 8_192_000), ("rl", "sft", "sft_rl", "parallel")):
+    places = [step * lab.base.flags["batch_tokens"] for step in lab.primary]
+    for seed, tokens, method in product((1, 2, 3), places, ("rl", "sft", "sft_rl", "parallel")):
         want = dict(seed=seed, tokens=tokens, split="test", group="main", variant="")
         assert any(t.method == method and want.items() <= t.record.items() for t in first), (method, want)
 

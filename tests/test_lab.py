@@ -1,0 +1,121 @@
+"""Every kind of run of the lab's plan once, at a size without meaning, and its report.   pytest -q tests/test_lab.py"""
+
+import contextlib
+import importlib
+import json
+import sys
+import traceback
+from argparse import Namespace
+
+import pytest
+import torch
+
+import grid
+import model
+import report
+import study
+from claims import CLAIMS, Lab
+
+SHAPE = dict(n_layer=1, n_head=2, n_hidden=32, init_std=0.1)
+SMALL = dict(max_new_tokens=6)
+RL = dict(prompts_per_step=4, group_size=4, **SMALL)
+ASK = dict(limit=2, n_samples=32, k=[1, 8, 32], **SMALL)
+MINI = grid.PRESETS["lab"] | dict(
+    pretrain=dict(preset="mini", block_size=256, steps=4, batch_tokens=256, micro_batch_size=1, eval_every=1,
+                  eval_tokens=256), save_at=[1, 2, 3, 4], early=2, late=4, others=[3, 1], seeds=2, other_seeds=1,
+    gold_seeds=1, control_seeds=1,
+    rl=dict(steps=2, lr=1e-3, save_every=1, **RL), sft=dict(steps=4, lr=1e-3, batch_size=4, save_every=2),
+    gold=dict(steps=4, lr=1e-3, batch_size=4), sft_rl=dict(steps=2, lr=2e-3, save_every=1, **RL),
+    gold_rl=dict(steps=2, lr=2e-3, **RL), parallel=dict(steps=4, lr=1e-3, sft_lr=1e-3, batch_size=4, **RL),
+    test=ASK, val=ASK, pools={4: 2, 8: 1}, few_epochs=1, many_epochs=2,
+    c4=dict(models={"heavy": dict(mix="math-heavy"), "large": dict(preset="mini-4x"), "base2": dict(seed=1)},
+            lr=dict.fromkeys(["base", "heavy", "large", "base2"], 1e-3), seeds=1),
+    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL), c8_seeds=3,
+    c9=dict(sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL), prompts_per_step=2, few=2,
+            many=4, steps=2, points=2),
+    k1=dict(rates=[1, 2], longer=2), k3=dict(sync=[2]),
+)  # fmt: skip
+
+
+class Ended:
+    """What study.py asks of a process that has ended."""
+
+    def __init__(self, returncode):
+        self.returncode, self.poll = returncode, lambda: returncode
+
+
+class Here(study.Study):
+    """A study whose stages run in this process, as their command lines say: nothing is loaded anew for each."""
+
+    def start(self, task):
+        if "by" in task.inputs:  # a model of four steps finds nothing easy: say that it found every other question so
+            path = self.path(task.inputs["by"][0])
+            found = json.loads(path.read_text())
+            rows = found["questions"]["gsm"]["questions"]
+            rows["strict"] = [n * (i % 2) for i, n in enumerate(rows["n"])]
+            path.write_text(json.dumps(found))
+        sys.argv, code = self.command(task)[1:], 0
+        with open(self.log_file(task), "a") as log, contextlib.redirect_stdout(log):
+            try:
+                importlib.import_module(task.script.removesuffix(".py")).main()
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        return Ended(code)
+
+
+@pytest.fixture(scope="module")
+def lab(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mini")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(grid.PRESETS, "mini", MINI)
+        patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
+        patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
+        patch.setattr(grid, "BENCHMARKS", ["lastword", "facts"])
+        patch.setattr(sys, "argv", sys.argv)
+        patch.setattr(study.time, "sleep", lambda seconds: None)
+        patch.setattr(study, "git_commit", lambda: "abc")
+        made = Here(Namespace(preset="mini", out=str(folder), seed=1, jobs=1, minutes=0))
+        made.data, made.data_hash = world, "d"
+        for name in ("logs", "evals"):
+            (folder / name).mkdir()
+        threads = torch.get_num_threads()
+        failed = made.run_all()
+        torch.set_num_threads(threads)
+        assert not failed, made.log_file(made.known[failed[0]]).read_text()[-2000:]
+        made.write_manifest()
+        assert made.to_do() == []
+        report.build(folder)
+        yield Lab(folder)
+
+
+def test_every_run_is_done_and_told(lab):
+    """All groups of the plan; claims and controls have what they need: nothing is left to say "not run"."""
+    groups = {r.get("group") for r in lab.manifest["runs"] if r["finished"]}
+    assert groups == {
+        None,
+        "main",
+        "shots",
+        "dynamics",
+        "wide",
+        *(f"c{i}" for i in (3, 4, 8, 9)),
+        "k1",
+        "k2",
+        "k3",
+        "k4",
+    }
+    claims = [claim(lab) for claim in CLAIMS]
+    assert not [c.name for claim in claims for c in claim.comparisons if c.primary and not c.difference]
+    assert "not run" not in {claim.verdict for claim in claims}
+    text = (lab.folder / "report.md").read_text()
+    assert "Not run" not in text and "Mixed sources" not in text and text.count("](figures/") > 25
+
+
+def test_what_the_runs_hold_reaches_the_claims(lab):
+    """The counts that sort C9's questions, the points of C10, the losses of pre-training, the shuffled 256."""
+    by_key = {claim.key: claim for claim in (claim(lab) for claim in CLAIMS)}
+    assert any("8 training questions" in n and "4 in a quarter or more (easy), 4 in" in n for n in by_key["C9"].notes)
+    points = by_key["C10"].points
+    assert len(points) == 4 + 3 * 2 and all(p["loss"] for p in points)
+    wide = lab.find(group="wide", temperature=1.0, n_shot=...)
+    assert {r["n_shot"] for r in wide} == {0, 8} and "pass@256" in wide[0]["result"]["questions"]["gsm"]["flexible"]
