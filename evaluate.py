@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--n-samples", type=int, default=32, help="completions of each question")
     g.add_argument("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
     g.add_argument("--top-p", type=float, default=0.95)
-    g.add_argument("--max-new-tokens", type=int, default=64)
+    g.add_argument("--max-new-tokens", type=int, default=80)
     g.add_argument(
         "--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question"
     )

@@ -63,7 +63,7 @@ def add_rl_args(p) -> None:
     g = p.add_argument_group("Rollouts and the RL objective")
     g.add_argument("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
     g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
-    g.add_argument("--max-new-tokens", type=int, default=64, help="longest completion in tokens")
+    g.add_argument("--max-new-tokens", type=int, default=80, help="longest completion in tokens")
     stop_help = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
     g.add_argument("--stop", default="template", choices=["template", "eos"], help=stop_help)
     g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
