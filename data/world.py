@@ -47,7 +47,7 @@ DRILL_DOCUMENTS = 0.4  # of the math documents, about 30 % of their tokens; the 
 HARD_SHARE = 0.03  # of the worksheet problems in math.bin
 NO_WORK, WRONG_WORK = 0.3, 0.1  # of the pre-training solutions
 
-STEPS = {2: 0.1, 3: 0.25, 4: 0.35, 5: 0.3}  # gsm: number of events in a chain, and how often
+STEPS = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}  # gsm: number of events in a chain, and how often
 TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
 GSM_MAX, HARD_MAX = (36, 9), (60, 9)  # largest units and tenths at any time
 MIN = (1, 1)  # smallest units and tenths
