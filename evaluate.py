@@ -6,8 +6,8 @@ number; the headline, as the paper's GSM8K scorer) and `strict` (the marker must
 for). The `floor` row is pass@k of answers drawn blindly from the training answers' distribution: what exceeds it is
 skill.
 
-    python evaluate.py --ckpt runs/base/ckpt_006400.pt --n-shot 8                 # all tasks of data/world, about 2
-    minutes python evaluate.py --ckpt runs/rl/ckpt_000040.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
+    python evaluate.py --ckpt runs/base/ckpt_006400.pt --n-shot 8      # all tasks of data/world, about 2 minutes
+    python evaluate.py --ckpt runs/rl/ckpt_000040.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
     REAL_DATA=path/to/data python evaluate.py --ckpt runs/real/ckpt_000200.pt --tasks gsm8k hellaswag --limit 50
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, add_system_args, load_checkpoint, parent_of, run, setup, writable_dir
+from common import UserError, load_checkpoint, parent_of, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
 from data.math_qa import (
     TASKS,
@@ -37,10 +37,11 @@ from data.math_qa import (
     reward,
     reward_flexible,
     template_for,
-)  # fmt: skip
+)
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from data.tokens import load_meta, val_batches
 from model import load_model
+from stage import add_system_args
 
 HERE = Path(__file__).parent
 NOT_OF_A_RUN = ("study", "grid", "stats", "claims", "figures", "tables", "paper", "report")  # only ask for runs
@@ -49,42 +50,29 @@ ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    g = p.add_argument_group("Input and output")
-    g.add_argument("--ckpt", required=True, metavar="CKPT")
-    g.add_argument(
-        "--data",
-        default="data/world",
-        metavar="DIR",
-        help="world or prepared folder; real sets come from it or $REAL_DATA",
-    )
-    g.add_argument(
-        "--out",
-        metavar="FILE.json",
-        help="default: beside the checkpoint; readable completions go to FILE.samples.jsonl",
-    )
-    g.add_argument(
-        "--tasks",
-        nargs="+",
-        help=f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data",
-    )
-    g.add_argument("--split", default="test", choices=["train", "val", "test"])
-    g.add_argument("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
-    g.add_argument("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
-    g = p.add_argument_group("Sampling")
-    g.add_argument("--k", type=int, nargs="+", default=[1, 8, 32])
-    g.add_argument("--n-samples", type=int, default=32, help="completions of each question")
-    g.add_argument("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
-    g.add_argument("--top-p", type=float, default=0.95)
-    g.add_argument("--max-new-tokens", type=int, default=80)
-    g.add_argument(
-        "--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question"
-    )
-    g.add_argument("--shot-seed", type=int, default=7, help="draws the exemplars; 7: the first to leave room in the world")
-    g.add_argument("--shot-task", help="take the exemplars from this question set; default: the task's own")
-    g.add_argument("--template", help="prompt template: world | gsm8k | boxed; default: the task's own")
-    g.add_argument(
-        "--prompts-per-batch", type=int, default=64, help="questions sampled together: memory and speed only"
-    )
+    add = p.add_argument_group("Input and output").add_argument
+    add("--ckpt", required=True, metavar="CKPT")
+    folder = "world or prepared folder; real sets come from it or $REAL_DATA"
+    add("--data", default="data/world", metavar="DIR", help=folder)
+    out = "default: beside the checkpoint; readable completions go to FILE.samples.jsonl"
+    add("--out", metavar="FILE.json", help=out)
+    tasks = f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data"
+    add("--tasks", nargs="+", help=tasks)
+    add("--split", default="test", choices=["train", "val", "test"])
+    add("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
+    add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
+    add = p.add_argument_group("Sampling").add_argument
+    add("--k", type=int, nargs="+", default=[1, 8, 32])
+    add("--n-samples", type=int, default=32, help="completions of each question")
+    add("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
+    add("--top-p", type=float, default=0.95)
+    add("--max-new-tokens", type=int, default=80)
+    add("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
+    add("--shot-seed", type=int, default=1, help="draws the exemplars")
+    add("--shot-task", help="take the exemplars from this question set; default: the task's own")
+    add("--template", help="prompt template: world | gsm8k | boxed; default: the task's own")
+    together = "questions sampled together: memory and speed only"
+    add("--prompts-per-batch", type=int, default=64, help=together)
     add_system_args(p)
     return p
 
@@ -93,10 +81,9 @@ def parse_args():
     args = parser().parse_args()
     if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
-    if max(args.k) > args.n_samples or min(args.k) < 1:
-        raise UserError(
-            f"--k {max(args.k)} with --n-samples {args.n_samples}: pass@k needs 1 <= k <= n samples; raise --n-samples"
-        )
+    k, n = max(args.k), args.n_samples
+    if k > n or min(args.k) < 1:
+        raise UserError(f"--k {k} with --n-samples {n}: pass@k needs 1 <= k <= n samples; raise --n-samples")
     return args
 
 
@@ -124,10 +111,8 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
     prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
     longest = len(prefix) + max(map(len, prompts))
     if longest + args.max_new_tokens > block_size:
-        raise UserError(
-            f"{task}: prompt of {longest} tokens + --max-new-tokens {args.max_new_tokens} exceeds the context of "
-            f"{block_size}; lower --n-shot or --max-new-tokens"
-        )
+        what = f"prompt of {longest} tokens + --max-new-tokens {args.max_new_tokens}"
+        raise UserError(f"{task}: {what} exceeds the context of {block_size}; lower --n-shot or --max-new-tokens")
     return dict(questions=questions, train=train, prefix=prefix, prompts=prompts, template=template)
 
 
@@ -222,9 +207,7 @@ def print_table(results: dict, args) -> None:
     print(f"\n{'task':<10}{'scoring':<10}{head}{'format':>9}")
     for task, r in results["questions"].items():
         for scoring in ("flexible", "strict"):
-            shown = "".join(
-                f"{percent(r[scoring][f'pass@{k}']['value'], r[scoring][f'pass@{k}']['stderr']):>16}" for k in args.k
-            )
+            shown = "".join(f"{percent(**r[scoring][f'pass@{k}']):>16}" for k in args.k)
             print(f"{task:<10}{scoring:<10}{shown}{100 * r['format_rate']:>8.1f}%")
         if r["guess_floor"]:
             print(f"{task:<10}{'floor':<10}" + "".join(f"{100 * r['guess_floor'][str(k)]:>16.1f}" for k in args.k))
@@ -242,9 +225,8 @@ def default_tasks(data: Path) -> list[str]:
     found = ["gsm", "hard"] if (data / "test.jsonl").exists() else []
     found += [b for b in WORLD_TASKS if (data / f"bench_{b}.jsonl").exists()]
     if not found:
-        raise UserError(
-            f"{data} holds no questions or benchmarks; name --tasks (real ones are read from --data or $REAL_DATA)"
-        )
+        mend = "name --tasks (real ones are read from --data or $REAL_DATA)"
+        raise UserError(f"{data} holds no questions or benchmarks; {mend}")
     return found
 
 
@@ -258,20 +240,16 @@ def main():
     device = setup(args)
     folder = Path(args.data)
     enc = load_tokenizer(folder if (folder / "meta.json").exists() else ckpt["tokenizer"]["name"])
-    if (
-        enc.n_vocab != ckpt["tokenizer"]["n_vocab"]
-        and args.tasks
-        and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
-    ):
+    real = args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
+    if real and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
         enc = load_tokenizer(ckpt["tokenizer"]["name"])  # real sets need nothing of --data's default, the world
     check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
     if args.reference:
         other = load_checkpoint(args.reference)
         if other["model_config"] != ckpt["model_config"]:
-            raise UserError(
-                f"--reference {args.reference}: another model shape than {args.ckpt}; give one of its parents"
-            )
+            what = f"another model shape than {args.ckpt}; give one of its parents"
+            raise UserError(f"--reference {args.reference}: {what}")
         check_tokenizer(enc, other["tokenizer"], args.reference)
         reference = load_model(other, args.reference, device.device, args.kernels)
     tasks = args.tasks or default_tasks(folder)
@@ -301,21 +279,16 @@ def main():
         leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
         results["general_average"] = sum(leading) / len(leading)
     if args.reference:
-        results["movement"] = {
-            "reference": parent_of(args.reference, other),
-            **movement(model, reference, folder, device),
-        }
-        shown = {k: v for k, v in results["movement"].items() if k != "reference"}
-        print("movement | " + " | ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        moved = movement(model, reference, folder, device)
+        results["movement"] = {"reference": parent_of(args.reference, other), **moved}
+        print("movement | " + " | ".join(f"{name} {value:.4f}" for name, value in moved.items()))
     print_table(results, args)
     if samples:
-        print(
-            f"\nsample | {samples[0]['prompt']}\n       |{samples[0]['completion']}\n       | gold {samples[0]['gold']}"
-        )
+        print("\nsample | {prompt}\n       |{completion}\n       | gold {gold}".format(**samples[0]))
+    used = {"dtype_used": str(device.dtype), "device_used": str(device.device)}
     report = {
         "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
-        "settings": vars(args)
-        | {"dtype_used": str(device.dtype), "device_used": str(device.device), "threads_used": torch.get_num_threads()},
+        "settings": {**vars(args), **used, "threads_used": torch.get_num_threads()},
         "commit": git_commit(),
         "source": source_hash(),
         "seconds": round(time.time() - began, 1),
