@@ -1,7 +1,6 @@
-"""Run plumbing shared by every stage: errors, flags, device, dtype, seeds, schedule, logs, checkpoints. No method
-lives here."""
+"""Run plumbing shared by every stage: errors, device, dtype, seeds, optimizer, schedule, logs, checkpoint files. No
+method lives here; the flags are in stage.py."""
 
-import argparse
 import ctypes
 import errno
 import hashlib
@@ -11,7 +10,6 @@ import os
 import platform
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +30,7 @@ class UserError(Exception):
 def run(main) -> None:
     """Call `main()`; a `UserError`, a full disk or a full GPU becomes one line on stderr and exit code 2."""
     try:
-        main()
-        return
+        return main()
     except UserError as error:
         message = str(error)
     except torch.OutOfMemoryError:
@@ -47,74 +44,6 @@ def run(main) -> None:
     sys.exit(2)
 
 
-# ------------------------------------------------------------------------------------------------------------- flags
-def add_system_args(p: argparse.ArgumentParser) -> None:
-    add = p.add_argument_group("System").add_argument
-    add("--device", default="auto", help="auto | cuda | cuda:1 | mps | cpu")
-    add("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of matmuls; weights stay float32")
-    add("--kernels", default="auto", choices=["auto", "triton", "torch"], help="auto = triton on a GPU, else torch")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
-
-
-def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pretrain: bool = False) -> None:
-    """Flags that mean the same in every training stage; `steps` and `lr` are the stage's laptop defaults."""
-    decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
-    add = p.add_argument_group("Input and output").add_argument
-    add("--data", default="data/world", metavar="DIR", help="a folder made by data.world or data.tokens")
-    add("--out", metavar="DIR", help="run folder: checkpoints, config.json, metrics.jsonl, samples.jsonl")
-    if not pretrain:
-        add("--init", metavar="CKPT", help="start a new run from these weights")
-        add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
-        add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
-    add("--resume", metavar="CKPT", help="go on with the run that wrote this file, under its own settings")
-    add = p.add_argument_group("Optimization").add_argument
-    add("--steps", type=int, default=steps, help="ends the run and is the schedule's horizon")
-    add("--lr", type=float, default=lr, help="peak learning rate")
-    add("--warmup-steps", type=int, help="linear warm-up; default min(50, steps // 10)")
-    add("--weight-decay", type=float, default=decay, help="all weights but the embedding; 0 = off")
-    add("--betas", type=float, nargs=2, default=betas)
-    add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
-    add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
-    add("--save-every", type=int, default=0, help="steps between checkpoints; 0 = only the last one")
-    add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps")
-
-
-def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argparse.Namespace, dict | None]:
-    """Parse the command line; --preset NAME sets defaults from `presets`. With --resume the run's own settings are the
-    defaults, and each change is reported."""
-    args = p.parse_args()
-    if presets:
-        p.set_defaults(**presets[args.preset])
-        args = p.parse_args()
-    ckpt = load_checkpoint(args.resume) if args.resume else None
-    if ckpt:
-        if getattr(args, "init", None):
-            raise UserError("--init starts a new run and --resume goes on with one, but both were given; drop one")
-        if ckpt["stage"] != Path(p.prog).stem:
-            raise UserError(f"{args.resume} was written by {ckpt['stage']}.py; resume it there, or use --init here")
-        before = {k: v for k, v in ckpt["config"].items() if hasattr(args, k) and k != "resume"}
-        p.set_defaults(**before)
-        args = p.parse_args()
-        for name, old in before.items():
-            if (new := getattr(args, name)) != old and name == "steps":
-                raise UserError(f"--steps {new}: this run's schedule ends at {old}; drop --steps or start a new run")
-            elif new != old:
-                print(f"note: --{name.replace('_', '-')} is {new}, the run had {old}")
-        if not ckpt["optimizer"]:
-            raise UserError(f"{args.resume} is an average, there is no run to go on with; use --init")
-        if ckpt["step"] >= args.steps:
-            print(f"{args.resume} is the end of its run ({args.steps} steps): nothing to do")
-            sys.exit(0)
-    for name in ("out", "init"):
-        if getattr(args, name, "") is None and not (ckpt and name == "init"):
-            raise UserError(f"--{name} is missing: give it, or --resume CKPT to go on with a run")
-    for name in ("steps", "micro_batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
-    return args, ckpt
-
-
 # -------------------------------------------------------------------------------------- device, dtype, threads, seeds
 @dataclass
 class Device:
@@ -123,9 +52,7 @@ class Device:
 
     def autocast(self):
         """Matmuls in bfloat16 where asked for; each call is a fresh context, so no stale weight casts are kept."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def setup(args) -> Device:
@@ -203,22 +130,31 @@ def step_with_clip(model, optimizer, grad_clip: float, step: int = 0, out="the r
 
 def check_finite(value: float, step: int, out, what: str = "loss") -> None:
     if not math.isfinite(value):
-        raise UserError(
-            f"{what} is {value} at step {step}: the run stops and {out} keeps its last good checkpoint; "
-            "lower --lr or look at the data"
-        )
+        kept = f"the run stops and {out} keeps its last good checkpoint"
+        raise UserError(f"{what} is {value} at step {step}: {kept}; lower --lr or look at the data")
 
 
 # ------------------------------------------------------------------------------------------------ run folder and logs
+@dataclass
+class Start:
+    """Where a run begins: from nothing, from `--init` (step 0), or from `--resume` (where the file stopped)."""
+
+    step: int
+    tokens: int  # pre-training tokens behind the weights
+    tokenizer: dict  # its identity
+    parent: dict | None
+    identity: dict  # of the training data
+
+
 class Run:
     """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line."""
 
-    def __init__(self, args, stage: str, start_step: int = 0):
+    def __init__(self, args, stage: str, start: Start):
         self.args, self.stage, self.out = args, stage, Path(args.out)
-        self.start, self.started = start_step, time.time()
+        self.start, self.began = start, time.time()
         writable_dir(self.out)
         found = sorted(self.out.glob("ckpt_*.pt"))
-        later = [p.name for p in found if int(p.stem[5:]) > start_step]
+        later = [p.name for p in found if int(p.stem[5:]) > start.step]
         if later and args.resume:
             raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
         if found and not args.resume:
@@ -227,14 +163,14 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):  # rows past the step we resume from will be written again
             path = self.out / name
             rows = path.read_text().splitlines() if args.resume and path.exists() else []
-            kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start_step]
+            kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start.step]
             path.write_text("".join(r + "\n" for r in kept))
 
     def log(self, step: int, shown: dict, metrics: dict) -> None:
         """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
         `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}."""
-        elapsed = time.time() - self.started
-        left = elapsed / max(1, step - self.start) * (self.args.steps - step)
+        elapsed = time.time() - self.began
+        left = elapsed / max(1, step - self.start.step) * (self.args.steps - step)
         pairs = [(label, *spec.split(":", 1)) for label, spec in shown.items()]
         line = " | ".join(f"{label} {format(metrics[key], spec)}" for label, key, spec in pairs if key in metrics)
         print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
@@ -250,18 +186,17 @@ class Run:
         a = self.args
         return step == a.steps or step in a.save_at or (a.save_every > 0 and step % a.save_every == 0)
 
-    def save(self, step: int, model, optimizer, start: "Start", metrics: dict) -> None:
+    def save(self, step: int, model, optimizer: dict, metrics: dict) -> None:
         """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several."""
-        path = self.out / f"ckpt_{step:06d}.pt"
-        weights = {k: v.detach().float().cpu() for k, v in model.state_dict().items()}
-        save_checkpoint(path, {
-            "format": FORMAT, "stage": self.stage, "step": step, "tokens": start.tokens, "model": weights,
-            "model_config": dict(vars(model.config)), "tokenizer": start.tokenizer, "optimizer": optimizer,
-            "rng": {"torch": torch.get_rng_state()}, "data": {"position": step, "identity": start.identity},
-            "config": {**vars(self.args), "threads": torch.get_num_threads()}, "parent": start.parent,
-            "metrics": metrics,
-            "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
-        })  # fmt: skip
+        path, start = self.out / f"ckpt_{step:06d}.pt", self.start
+        save_checkpoint(path, dict(
+            format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
+            model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
+            model_config=dict(vars(model.config)), tokenizer=start.tokenizer, optimizer=optimizer,
+            rng={"torch": torch.get_rng_state()}, data={"position": step, "identity": start.identity},
+            config={**vars(self.args), "threads": torch.get_num_threads()}, parent=start.parent, metrics=metrics,
+            versions={"torch": str(torch.__version__), "python": platform.python_version()},
+        ))  # fmt: skip
         print(f"saved {path}", flush=True)
 
 
@@ -287,9 +222,8 @@ def save_checkpoint(path: Path, ckpt: dict) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} could not be written ({error}); older files are whole: free some space and --resume"
-        ) from error
+        mend = "older files are whole: free some space and --resume"
+        raise UserError(f"{path} could not be written ({error}); {mend}") from error
 
 
 def load_checkpoint(path) -> dict:
@@ -299,9 +233,8 @@ def load_checkpoint(path) -> dict:
     try:
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load's failures have no common class; each means the same to a user
-        raise UserError(
-            f"{path} is no readable checkpoint ({type(error).__name__}): truncated or foreign; use another"
-        ) from error
+        what = f"truncated or foreign ({type(error).__name__})"
+        raise UserError(f"{path} is no readable checkpoint but {what}; use another") from error
     missing = [k for k in CHECKPOINT_KEYS.split() if not isinstance(ckpt, dict) or k not in ckpt]
     if missing:
         raise UserError(f"{path} is no checkpoint of ours (it has no {missing[0]}); use a ckpt_*.pt that a stage wrote")
@@ -325,45 +258,3 @@ def parent_of(path, ckpt: dict) -> dict:
     """What a checkpoint records of the file it was started from."""
     kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
     return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
-
-
-@dataclass
-class Start:
-    """Where a run begins: from nothing, from `--init` (step 0), or from `--resume` (where the file stopped)."""
-
-    step: int
-    tokens: int  # pre-training tokens behind the weights
-    tokenizer: dict  # its identity
-    parent: dict | None
-    identity: dict  # of the training data
-    optimizer: dict | None = None
-
-
-def load_start(args, ckpt: dict | None, device: Device):
-    """(model, tokenizer, training questions, Start) of a post-training run."""
-    from data.math_qa import load_questions
-    from data.tokenizer import check_tokenizer, load_tokenizer  # here, since both modules import this one's UserError
-    from model import load_model
-
-    path = args.resume or args.init
-    source = ckpt or load_checkpoint(path)
-    enc = load_tokenizer(args.data)
-    check_tokenizer(enc, source["tokenizer"], path)
-    model = load_model(source, path, device.device, args.kernels)
-    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
-    rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
-    identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
-    behind = source["tokens"], source["tokenizer"]
-    if not ckpt:
-        return model, enc, questions, Start(0, *behind, parent_of(path, source), identity)
-    note_changes(ckpt, identity)
-    return model, enc, questions, Start(ckpt["step"], *behind, ckpt["parent"], identity, ckpt["optimizer"])
-
-
-def note_changes(ckpt: dict, identity: dict) -> None:
-    """On resume, say what differs from the run so far and may change its numbers."""
-    now, then = torch.get_num_threads(), ckpt["config"].get("threads")
-    if now != then:
-        print(f"note: {now} threads, the run had {then}: results agree to rounding, not bit for bit")
-    if ckpt["data"].get("identity") != identity:
-        print("note: the data is not what this run began with; its order of batches is another from here on")

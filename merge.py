@@ -29,15 +29,11 @@ from common import (
     FORMAT,
     Run,
     UserError,
-    add_system_args,
-    add_training_args,
     check_finite,
     load_checkpoint,
-    load_start,
     lr_at,
     make_optimizer,
     parent_of,
-    parse,
     run,
     save_checkpoint,
     set_lr,
@@ -45,9 +41,10 @@ from common import (
     step_with_clip,
     weights_hash,
     writable_dir,
-)  # fmt: skip
+)
 from data.math_qa import draw, format_prompt, template_for
 from model import check_context
+from stage import add_system_args, add_training_args, load_start, parse
 from train_rl import add_rl_args, check_rl_args, grpo_step, reference_weights, rollout, rollout_metrics, stop_strings
 from train_sft import add_sft_args, load_examples, sft_gradient
 
@@ -63,16 +60,12 @@ PRESETS = {
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
-    p.add_argument(
-        "--average", nargs="+", metavar="CKPT", help="merge these finished checkpoints; --out is then a file"
-    )
+    finished = "merge these finished checkpoints; --out is then a file"
+    p.add_argument("--average", nargs="+", metavar="CKPT", help=finished)
     p.add_argument("--weights", type=float, nargs="+", help="of RL and SFT, or of the --average files; default: equal")
-    p.add_argument(
-        "--sync-every", type=int, default=1, metavar="H", help="steps between averagings; must divide --steps"
-    )
-    how = (
-        "average (the method) | alternate: an SFT step, then an RL step | sum: one step of one optimizer on both losses"
-    )
+    between = "steps between averagings; must divide --steps"
+    p.add_argument("--sync-every", type=int, default=1, metavar="H", help=between)
+    how = "average (the method) | alternate: an SFT step, then an RL step | sum: one optimizer step on both losses"
     p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
     p.add_argument("--sft-lr", type=float, default=1.2e-3, help="rate of the SFT side; --lr is the RL side's")
     add_training_args(p, steps=40, lr=1.2e-3)
@@ -87,10 +80,9 @@ def parse_args():
     if args.average:
         if args.init or args.resume:
             raise UserError("--average merges finished checkpoints and --init or --resume trains; give one of them")
-        if not args.out or Path(args.out).is_dir() or Path(args.out).exists():
-            raise UserError(
-                f"--out {args.out}: with --average this is the new checkpoint's file name; give one that does not exist"
-            )
+        if not args.out or Path(args.out).exists():
+            what = "with --average this is the new checkpoint's file name; give one that does not exist"
+            raise UserError(f"--out {args.out}: {what}")
         args.weights = args.weights or [1 / len(args.average)] * len(args.average)
         if not math.isclose(sum(args.weights), 1.0, abs_tol=1e-6):
             raise UserError(f"--weights {args.weights} sum to {sum(args.weights):g}: an average needs 1; change one")
@@ -106,9 +98,8 @@ def parse_args():
         raise UserError("--combine sum takes one step on both gradients; it needs --updates-per-batch 1")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
     if args.sync_every < 1 or any(n % args.sync_every for n in [args.steps, *saves]):
-        raise UserError(
-            f"--sync-every {args.sync_every} must divide --steps and all saving steps {[args.steps, *saves]}"
-        )
+        what = f"--steps and all saving steps {[args.steps, *saves]}"
+        raise UserError(f"--sync-every {args.sync_every} must divide {what}")
     return args, ckpt
 
 
@@ -137,17 +128,14 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
         if ckpt["tokenizer"] != first["tokenizer"]:
             raise UserError(f"{path} has another tokenizer than {paths[0]}; merge checkpoints of one model")
         if not ckpt["parent"] or not first["parent"] or ckpt["parent"]["hash"] != first["parent"]["hash"]:
-            raise UserError(
-                f"{path} and {paths[0]} do not start from the same checkpoint; merge runs with the same --init"
-            )
+            what = f"{path} and {paths[0]} do not start from the same checkpoint"
+            raise UserError(f"{what}; merge runs with the same --init")
     model = {}
     for name, tensor in first["model"].items():
         model[name] = tensor.clone()
-        if tensor.is_floating_point():
-            kept = [
-                (w, c["model"][name].float()) for w, c in zip(weights, ckpts, strict=True) if w
-            ]  # weight 0: not read
-            model[name] = sum((w * t for w, t in kept[1:]), start=kept[0][0] * kept[0][1])
+        if tensor.is_floating_point():  # weight 0: not read, so (1, 0) is exact
+            parts = [w * c["model"][name].float() for w, c in zip(weights, ckpts, strict=True) if w]
+            model[name] = sum(parts[1:], start=parts[0])
     parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
     return dict(
         format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
@@ -177,14 +165,14 @@ def main():
     stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
     if ckpt:
-        rl_optimizer.load_state_dict(start.optimizer["rl"])
-        sft_optimizer.load_state_dict(start.optimizer["sft"])
+        rl_optimizer.load_state_dict(ckpt["optimizer"]["rl"])
+        sft_optimizer.load_state_dict(ckpt["optimizer"]["sft"])
     ref = None
     if args.kl_coef:
         ref = copy.deepcopy(rl_side).requires_grad_(False)
         if ckpt:
             ref.load_state_dict(reference_weights(args, start))
-    out = Run(args, "merge", start.step)
+    out = Run(args, "merge", start)
     print(
         f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size} completions and SFT "
         f"{args.batch_size} of {len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
@@ -216,7 +204,7 @@ def main():
         out.log(done, shown | {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
             optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
-            out.save(done, rl_side, optimizers, start, metrics)
+            out.save(done, rl_side, optimizers, metrics)
 
 
 if __name__ == "__main__":

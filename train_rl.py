@@ -30,23 +30,20 @@ import torch
 from common import (
     Run,
     UserError,
-    add_system_args,
-    add_training_args,
     check_finite,
     load_checkpoint,
-    load_start,
     lr_at,
     make_optimizer,
-    parse,
     run,
     set_lr,
     setup,
     step_with_clip,
     weights_hash,
-)  # fmt: skip
+)
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
 from model import check_context
+from stage import add_system_args, add_training_args, load_start, parse
 
 PRESETS = {
     "laptop": {},
@@ -60,49 +57,36 @@ SPLITS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125)}  # share of right samples: 
 
 
 def add_rl_args(p) -> None:
-    g = p.add_argument_group("Rollouts and the RL objective")
-    g.add_argument("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
-    g.add_argument("--group-size", type=int, default=16, help="completions of each question (G)")
-    g.add_argument("--max-new-tokens", type=int, default=80, help="longest completion in tokens")
-    stop_help = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
-    g.add_argument("--stop", default="template", choices=["template", "eos"], help=stop_help)
-    g.add_argument("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
-    g.add_argument(
-        "--updates-per-batch",
-        type=int,
-        default=1,
-        help="disjoint prompt mini-batches of a rollout batch, one update each",
-    )
-    g.add_argument("--loss-norm", default="token", choices=["token", "sequence", "constant"])
-    g.add_argument(
-        "--adv-norm", default="std", choices=["std", "none"], help="divide centred rewards by the group's std, or not"
-    )
-    g.add_argument("--clip-low", type=float, default=0.2)
-    g.add_argument("--clip-high", type=float, default=0.2)
-    g.add_argument(
-        "--dual-clip", type=float, default=3.0, help="bound on the ratio where the advantage is negative; 0 = off"
-    )
-    g.add_argument(
-        "--kl-coef",
-        type=float,
-        default=0.0,
-        help="weight of k3 to the starting checkpoint; 0 keeps no reference in memory",
-    )
+    add = p.add_argument_group("Rollouts and the RL objective").add_argument
+    add("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
+    add("--group-size", type=int, default=16, help="completions of each question (G)")
+    add("--max-new-tokens", type=int, default=80, help="longest completion in tokens")
+    stop = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
+    add("--stop", default="template", choices=["template", "eos"], help=stop)
+    add("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
+    updates = "disjoint prompt mini-batches of a rollout batch, one update each"
+    add("--updates-per-batch", type=int, default=1, help=updates)
+    weights = "c_i of the loss: over the update's tokens, rows and own tokens, or rows and --max-new-tokens"
+    add("--loss-norm", default="token", choices=["token", "sequence", "constant"], help=weights)
+    divide = "divide centred rewards by the group's std, or not"
+    add("--adv-norm", default="std", choices=["std", "none"], help=divide)
+    add("--clip-low", type=float, default=0.2, help="the ratio is clipped below 1 - this")
+    add("--clip-high", type=float, default=0.2, help="and above 1 + this")
+    bound = "bound on the ratio where the advantage is negative; 0 = off"
+    add("--dual-clip", type=float, default=3.0, help=bound)
+    kl = "weight of k3 to the starting checkpoint; 0 keeps no reference in memory"
+    add("--kl-coef", type=float, default=0.0, help=kl)
 
 
 def check_rl_args(args) -> None:
-    if args.group_size < 2:
-        raise UserError(
-            f"--group-size {args.group_size}: a group needs 2 or more completions to have a baseline; try 8"
-        )
-    if not 1 <= args.updates_per_batch <= args.prompts_per_step:
-        raise UserError(
-            f"--updates-per-batch {args.updates_per_batch}: must be 1 to {args.prompts_per_step} prompts; lower it"
-        )
+    G, n, P = args.group_size, args.updates_per_batch, args.prompts_per_step
+    if G < 2:
+        raise UserError(f"--group-size {G}: a group needs 2 or more completions to have a baseline; try 8")
+    if not 1 <= n <= P:
+        raise UserError(f"--updates-per-batch {n}: must be 1 to {P} prompts; lower it")
     if args.temperature <= 0:
-        raise UserError(
-            f"--temperature {args.temperature}: rollouts are sampled, so it must be above 0; the paper uses 1"
-        )
+        t = args.temperature
+        raise UserError(f"--temperature {t}: rollouts are sampled, so it must be above 0; the paper uses 1")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,9 +113,8 @@ def choose(questions, args):
     try:
         found = json.loads(Path(args.by).read_text())["questions"][args.task]["questions"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--by {args.by} holds no counts of {args.task} ({error!r}); give evaluate.py's JSON"
-        ) from error
+        what = f"--by {args.by} holds no counts of {args.task} ({error!r})"
+        raise UserError(f"{what}; give evaluate.py's JSON") from error
     low, high = SPLITS[args.only]
     right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
     chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
@@ -162,17 +145,9 @@ def loss_weights(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> 
 
 
 def grpo_loss(
-    logprobs,
-    old_logprobs,
-    advantages,
-    mask,
-    weights,
-    clip_low,
-    clip_high,
-    dual_clip=0.0,
-    ref_logprobs=None,
-    kl_coef=0.0,
-):
+    logprobs, old_logprobs, advantages, mask, weights, clip_low, clip_high,
+    dual_clip=0.0, ref_logprobs=None, kl_coef=0.0,
+):  # fmt: skip
     """The clipped surrogate with the k3 penalty, summed over completion tokens with per-row weights c_i.
 
     logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages
@@ -255,9 +230,8 @@ def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
 def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
     """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch,
     or None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
-    weights = dict(
-        zip(rows, loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens).tolist(), strict=True)
-    )
+    weights = loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens)
+    weight_of = dict(zip(rows, weights.tolist(), strict=True))
     total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "entropy": 0.0, "tokens": 0, "ratio_min": 1.0, "ratio_max": 1.0}
     for i, part in enumerate(signal_micro_batches(batch, rows, args)):
         prompts, completions = batch.rows(part)
@@ -269,8 +243,8 @@ def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=N
                     ref_logprobs = ref.completion_logprobs(prompts, completions, args.temperature)[0]
         loss, stats = grpo_loss(
             logprobs, logprobs.detach() if old is None else old[i], batch.advantages[part].to(mask.device), mask,
-            torch.tensor([weights[r] for r in part], device=mask.device), args.clip_low, args.clip_high, args.dual_clip,
-            ref_logprobs, args.kl_coef,
+            torch.tensor([weight_of[r] for r in part], device=mask.device), args.clip_low, args.clip_high,
+            args.dual_clip, ref_logprobs, args.kl_coef,
         )  # fmt: skip
         loss.backward()
         for key in ("clipped", "kl"):
@@ -357,13 +331,13 @@ def main():
     stop = stop_strings(args, enc, template)
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(start.optimizer)
+        optimizer.load_state_dict(ckpt["optimizer"])
     ref = None
     if args.kl_coef:
         ref = copy.deepcopy(model).requires_grad_(False)
         if ckpt:
             ref.load_state_dict(reference_weights(args, start))
-    out = Run(args, "train_rl", start.step)
+    out = Run(args, "train_rl", start)
     print(
         f"{len(questions)} {args.task} questions | {args.prompts_per_step} prompts x {args.group_size} = "
         f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each"
@@ -378,10 +352,8 @@ def main():
         metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device, step)
         seconds, done = time.time() - began, step + 1
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
-        metrics |= {
-            "perf/sample_ms": 1e3 * (sampled - began),
-            "perf/tok_per_sec": metrics["completion/tokens"] / seconds,
-        }
+        metrics |= {"perf/sample_ms": 1e3 * (sampled - began)}
+        metrics |= {"perf/tok_per_sec": metrics["completion/tokens"] / seconds}
         shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
         shown |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
         shown |= {"gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}
@@ -392,7 +364,7 @@ def main():
                 row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
                 out.sample(done, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})
         if out.due(done):
-            out.save(done, model, optimizer.state_dict(), start, metrics)
+            out.save(done, model, optimizer.state_dict(), metrics)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ Departures from the paper: laptop defaults; `--preset paper` holds the final rec
 
     python train_sft.py --init runs/base/ckpt_006400.pt --out runs/sft            # laptop, under a minute
     python train_sft.py --init runs/base/ckpt_006400.pt --gold --out runs/sft_gold
-    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out
-    runs/1b_sft
+    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper \\
+        --out runs/1b_sft
 """
 
 import argparse
@@ -19,22 +19,10 @@ import time
 
 import torch
 
-from common import (
-    Run,
-    add_system_args,
-    add_training_args,
-    check_finite,
-    load_start,
-    lr_at,
-    make_optimizer,
-    parse,
-    run,
-    set_lr,
-    setup,
-    step_with_clip,
-)  # fmt: skip
+from common import Run, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.math_qa import draw, format_prompt, format_target, template_for
 from model import check_context
+from stage import add_system_args, add_training_args, load_start, parse
 
 PRESETS = {
     "laptop": {},
@@ -43,17 +31,12 @@ PRESETS = {
 
 
 def add_sft_args(p) -> None:
-    g = p.add_argument_group("The SFT objective")
-    g.add_argument("--batch-size", type=int, default=64, help="examples of one optimizer step")
-    g.add_argument(
-        "--gold",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="all solutions of a question, not the first",
-    )
-    g.add_argument(
-        "--sft-loss-norm", default="token", choices=["token", "sum"], help="divide by the step's target tokens, or not"
-    )
+    add = p.add_argument_group("The SFT objective").add_argument
+    add("--batch-size", type=int, default=64, help="examples of one optimizer step")
+    every = "all solutions of a question, not the first"
+    add("--gold", action=argparse.BooleanOptionalAction, default=False, help=every)
+    norm = "divide by the step's target tokens, or not"
+    add("--sft-loss-norm", default="token", choices=["token", "sum"], help=norm)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,8 +99,8 @@ def main():
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(start.optimizer)
-    out = Run(args, "train_sft", start.step)
+        optimizer.load_state_dict(ckpt["optimizer"])
+    out = Run(args, "train_sft", start)
     epochs = f"{args.steps} steps of {args.batch_size}: {args.steps * args.batch_size / len(examples):.1f} epochs"
     print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {epochs}")
 
@@ -134,7 +117,7 @@ def main():
         shown = {"loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
         out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done):
-            out.save(done, model, optimizer.state_dict(), start, metrics)
+            out.save(done, model, optimizer.state_dict(), metrics)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""How a stage begins: the flags that mean the same everywhere, and the checkpoint, model and data that they name."""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from common import Device, Start, UserError, load_checkpoint, parent_of
+from data.math_qa import load_questions
+from data.tokenizer import check_tokenizer, load_tokenizer
+from model import load_model
+
+
+def add_system_args(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("System").add_argument
+    add("--device", default="auto", help="auto | cuda | cuda:1 | mps | cpu")
+    add("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of matmuls; weights stay float32")
+    add("--kernels", default="auto", choices=["auto", "triton", "torch"], help="auto = triton on a GPU, else torch")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+
+
+def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pretrain: bool = False) -> None:
+    """Flags that mean the same in every training stage; `steps` and `lr` are the stage's laptop defaults."""
+    decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
+    add = p.add_argument_group("Input and output").add_argument
+    add("--data", default="data/world", metavar="DIR", help="a folder made by data.world or data.tokens")
+    add("--out", metavar="DIR", help="run folder: checkpoints, config.json, metrics.jsonl, samples.jsonl")
+    if not pretrain:
+        add("--init", metavar="CKPT", help="start a new run from these weights")
+        add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
+        add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
+    add("--resume", metavar="CKPT", help="go on with the run that wrote this file, under its own settings")
+    add = p.add_argument_group("Optimization").add_argument
+    add("--steps", type=int, default=steps, help="ends the run and is the schedule's horizon")
+    add("--lr", type=float, default=lr, help="peak learning rate")
+    add("--warmup-steps", type=int, help="linear warm-up; default min(50, steps // 10)")
+    add("--weight-decay", type=float, default=decay, help="all weights but the embedding; 0 = off")
+    add("--betas", type=float, nargs=2, default=betas)
+    add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
+    add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
+    add("--save-every", type=int, default=0, help="steps between checkpoints; 0 = only the last one")
+    add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps")
+
+
+def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argparse.Namespace, dict | None]:
+    """Parse the command line; --preset NAME sets defaults from `presets`. With --resume the run's own settings are the
+    defaults, and each change is reported."""
+    args = p.parse_args()
+    if presets:
+        p.set_defaults(**presets[args.preset])
+        args = p.parse_args()
+    ckpt = load_checkpoint(args.resume) if args.resume else None
+    if ckpt:
+        if getattr(args, "init", None):
+            raise UserError("--init starts a new run and --resume goes on with one, but both were given; drop one")
+        if ckpt["stage"] != Path(p.prog).stem:
+            raise UserError(f"{args.resume} was written by {ckpt['stage']}.py; resume it there, or use --init here")
+        before = {k: v for k, v in ckpt["config"].items() if hasattr(args, k) and k != "resume"}
+        p.set_defaults(**before)
+        args = p.parse_args()
+        for name, old in before.items():
+            if (new := getattr(args, name)) != old and name == "steps":
+                raise UserError(f"--steps {new}: this run's schedule ends at {old}; drop --steps or start a new run")
+            elif new != old:
+                print(f"note: --{name.replace('_', '-')} is {new}, the run had {old}")
+        if not ckpt["optimizer"]:
+            raise UserError(f"{args.resume} is an average, there is no run to go on with; use --init")
+        if ckpt["step"] >= args.steps:
+            print(f"{args.resume} is the end of its run ({args.steps} steps): nothing to do")
+            sys.exit(0)
+    for name in ("out", "init"):
+        if getattr(args, name, "") is None and not (ckpt and name == "init"):
+            raise UserError(f"--{name} is missing: give it, or --resume CKPT to go on with a run")
+    for name in ("steps", "micro_batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    return args, ckpt
+
+
+def load_start(args, ckpt: dict | None, device: Device):
+    """(model, tokenizer, training questions, Start) of a post-training run."""
+    path = args.resume or args.init
+    source = ckpt or load_checkpoint(path)
+    enc = load_tokenizer(args.data)
+    check_tokenizer(enc, source["tokenizer"], path)
+    model = load_model(source, path, device.device, args.kernels)
+    questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
+    identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
+    if ckpt:
+        note_changes(ckpt, identity)
+    step, parent = (ckpt["step"], ckpt["parent"]) if ckpt else (0, parent_of(path, source))
+    return model, enc, questions, Start(step, source["tokens"], source["tokenizer"], parent, identity)
+
+
+def note_changes(ckpt: dict, identity: dict) -> None:
+    """On resume, say what differs from the run so far and may change its numbers."""
+    now, then = torch.get_num_threads(), ckpt["config"].get("threads")
+    if now != then:
+        print(f"note: {now} threads, the run had {then}: results agree to rounding, not bit for bit")
+    if ckpt["data"].get("identity") != identity:
+        print("note: the data is not what this run began with; its order of batches is another from here on")
