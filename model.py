@@ -1,6 +1,6 @@
-"""A GPT in one file: RMSNorm, RoPE, SwiGLU, grouped-query attention, and the sampler that RL and evaluation share.
+"""A GPT in one file: RMSNorm, RoPE, SwiGLU, grouped-query attention; its sampler, generate(), lies in sample.py.
 
-Shapes: B rows, T time, C width, H heads, K key/value heads, D head size, V vocabulary, P prompts, G samples of a
+Shapes: B rows, T time, C width, H heads, K key/value heads, D head size, V vocabulary, P prompts, G completions of a
 prompt. Block order is pre-norm (GPT-2, Llama) or OLMo 2's post-norm, where the norm sits on each branch's output,
 before the residual add. Presets: `world` (the laptop model), `gpt2` (GPT-2's size), `olmo2-1b` (the paper's 1B,
 exactly), `olmo2-4b` (the paper never states its 4B shape; ours is an analogue of 4.2B parameters).
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from common import UserError
 from kernels.attention import attention
-from kernels.decode import decode_attention, prefix_tail_attention_torch
 from kernels.dispatch import choose_impl, to_autocast
 from kernels.logprob import linear_logprob
+from sample import continuation_logprobs, generate
 
 
 @dataclass
@@ -42,10 +42,8 @@ class GPTConfig:
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
-            raise UserError(
-                f"model shape: width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads do not fit "
-                "evenly (head size must be even); change one of them"
-            )
+            shape = f"width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads"
+            raise UserError(f"model shape: {shape} do not fit evenly (head size must be even); change one of them")
 
     @property
     def head_dim(self) -> int:
@@ -57,36 +55,25 @@ class GPTConfig:
 
     def flops_per_token(self, T: int) -> float:
         """Training FLOPs of one token in a context of T: 6 per matmul weight, plus causal attention (PaLM, app. B)."""
-        weights = (
-            self.n_layer * self.n_embd * (2 * self.n_embd + 2 * self.n_kv_head * self.head_dim + 3 * self.n_hidden)
-            + self.vocab_size * self.n_embd
-        )
+        layer = 2 * self.n_embd + 2 * self.n_kv_head * self.head_dim + 3 * self.n_hidden  # per unit of width
+        weights = (self.n_layer * layer + self.vocab_size) * self.n_embd
         return 6.0 * weights + 6.0 * self.n_layer * self.n_embd * T
 
 
-OLMO2 = dict(
-    init_std=0.02,
-    post_norm=True,
-    qk_norm=True,
-    tied=False,
-    rope_theta=500_000.0,
-    vocab_size=100_278,
-    vocab_multiple=128,
-)
+GPT2 = dict(vocab_size=50_257, block_size=1024, init_std=0.02)
+OLMO2 = dict(vocab_size=100_278, block_size=4096, init_std=0.02, post_norm=True, qk_norm=True, tied=False)
+OLMO2 |= dict(rope_theta=500_000.0, vocab_multiple=128)
 PRESETS = {
     "world": GPTConfig(qk_norm=True),
     "world-4x": GPTConfig(qk_norm=True, n_head=8, n_embd=256, n_hidden=704),  # 3.5M parameters
-    "gpt2": GPTConfig(
-        vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768, n_hidden=2048, init_std=0.02
-    ),
-    "olmo2-1b": GPTConfig(block_size=4096, n_layer=16, n_head=16, n_embd=2048, n_hidden=8192, **OLMO2),
-    "olmo2-4b": GPTConfig(block_size=4096, n_layer=24, n_head=24, n_embd=3072, n_hidden=12288, **OLMO2),
+    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768, n_hidden=2048, **GPT2),
+    "olmo2-1b": GPTConfig(n_layer=16, n_head=16, n_embd=2048, n_hidden=8192, **OLMO2),
+    "olmo2-4b": GPTConfig(n_layer=24, n_head=24, n_embd=3072, n_hidden=12288, **OLMO2),
 }
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by position *
-    theta^(-2i/D)."""
+    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by t * theta^(-2i/D)."""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
 
@@ -105,9 +92,8 @@ class Attention(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
         self.c = c
-        self.c_attn = nn.Linear(
-            c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False
-        )  # q, k, v in one matmul
+        width = (c.n_head + 2 * c.n_kv_head) * c.head_dim  # q, k, v in one matmul
+        self.c_attn = nn.Linear(c.n_embd, width, bias=False)
         self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.n_embd, c.norm_eps)
@@ -152,80 +138,6 @@ class Block(nn.Module):
             return x + self.norm_2(self.mlp(x))
         x = x + self.attn(self.norm_1(x), cos, sin, attend)
         return x + self.mlp(self.norm_2(x))
-
-
-@dataclass
-class Rollout:
-    """N = P * G completions, the G samples of a prompt adjacent.
-
-    tokens (N, L) int64, zeros past the end; lengths (N,) counts the end-of-text; finished (N,) ended by end-of-text
-    or a stop string, not by length; logprobs (N, L) float32 of what was sampled, or None.
-    """
-
-    tokens: torch.Tensor
-    lengths: torch.Tensor
-    finished: torch.Tensor
-    logprobs: torch.Tensor | None
-
-    def completions(self) -> list[list[int]]:
-        return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
-
-
-def round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> torch.Tensor:
-    """Rows of ids -> (B, width) int64, padded with 0 (a real id: pads are hidden by masks and lengths, not by
-    value)."""
-    padded = [[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows]
-    return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
-
-
-def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
-    """One number in [0, 1) a row, a pure function of (seed, question, sample, position): splitmix64, wrapping int64.
-
-    A generator's stream would tie each draw to the rows beside it; this way batch size and finished rows change
-    nothing.
-    """
-
-    def mix(z):
-        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # the constants as signed int64
-            z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor  # mask: a logical, not arithmetic, shift
-        return z ^ ((z >> 31) & ((1 << 33) - 1))
-
-    z = torch.full_like(question, seed)
-    for part in (question, sample, torch.full_like(question, position)):
-        z = mix(z + (part + 1) * -0x61C8864680B583EB)  # golden-ratio increments keep neighbouring ids apart
-    return ((z >> 40) & ((1 << 24) - 1)).to(torch.float32) / (1 << 24)  # 24 bits: exact in float32
-
-
-def sample_tokens(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Draw one id a row by inverse CDF (one uniform a row, where multinomial draws V). logits (R, V) float32, u (R,).
-
-    temperature 0 is greedy. top_p < 1 keeps the smallest set of ids whose mass reaches top_p.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits / temperature, dim=-1)
-    if top_p >= 1:
-        return inverse_cdf(probs, u)
-    peak, choice = probs.max(-1)
-    open_rows = (peak < top_p).nonzero().squeeze(-1)  # elsewhere the nucleus is one id: no sort needed
-    if len(open_rows):
-        ordered, ids = probs[open_rows].topk(min(64, probs.shape[-1]), dim=-1)
-        if bool((ordered.sum(-1) < top_p).any()):  # flat rows: 64 ids do not reach top_p, so sort them all
-            ordered, ids = probs[open_rows].sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        picked = inverse_cdf(ordered.masked_fill(before >= top_p, 0.0), u[open_rows])
-        choice[open_rows] = ids.gather(1, picked[:, None]).squeeze(1)
-    return choice
-
-
-def inverse_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    cdf = probs.cumsum(-1)
-    target = u[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
 
 
 class Move(torch.autograd.Function):
@@ -394,9 +306,8 @@ class GPT(nn.Module):
         share = choose_impl(self.impl, self.wte.weight) == "torch"  # the Triton kernel takes whole rows
         packed = Packed(prompts, completions, self.device, share)
         if packed.longest > self.config.block_size:
-            raise UserError(
-                f"{packed.longest} tokens exceed the model's context of {self.config.block_size}; shorten the input"
-            )
+            limit = f"the model's context of {self.config.block_size}"
+            raise UserError(f"{packed.longest} tokens exceed {limit}; shorten the input")
         attend = lambda layer, q, k, v: packed.attention(q, k, v, self.impl)  # noqa: E731
         h = self.hidden(packed.idx[None], positions=packed.positions[None], attend=attend)[0]
         lengths = torch.tensor([len(c) for c in completions], device=self.device)
@@ -406,215 +317,8 @@ class GPT(nn.Module):
         grid = torch.zeros(mask.shape, dtype=scored.dtype, device=self.device)
         return grid.masked_scatter(mask, scored), grid.masked_scatter(mask, entropy.detach()), mask
 
-    # ------------------------------------------------------------------------------------- reading and sampling
-    def read(self, rows: list[list[int]], width: int):
-        """Read prompts left-padded to `width` -> last hidden states (P, C), cache [(k, v)] each (P, K, width, D),
-        first (P,)."""
-        idx = pad_rows(rows, width, self.device, left=True)
-        first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=self.device)
-        positions = (torch.arange(width, device=self.device)[None] - first[:, None]).clamp(min=0)
-        cache = []
-
-        def attend(layer, q, k, v):
-            cache.append((k.contiguous(), v.contiguous()))  # read at every step of decoding
-            return attention(q, k, v, first=first[:, None].expand(-1, width), impl=self.impl)
-
-        return self.hidden(idx, positions=positions, attend=attend)[:, -1], cache, first
-
-    def read_after(self, prefix: list[int], rows: list[list[int]], width: int):
-        """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole
-        rows."""
-        _, shared, _ = self.read([prefix], len(prefix))
-        lengths = torch.tensor([len(r) for r in rows], device=self.device)
-        idx = pad_rows(rows, round_up(int(lengths.max()), 16), self.device)  # right-padded: causality hides the pads
-        positions = (len(prefix) + torch.arange(idx.shape[1], device=self.device))[None].expand(len(rows), -1)
-        cache = []
-
-        def attend(layer, q, k, v):
-            wide = [k.new_zeros(len(rows), k.shape[1], width, k.shape[3]) for _ in (k, v)]
-            for i, row in enumerate(rows):  # each row's cache is [pads | prefix | row], as `read` lays it out
-                start = width - len(prefix) - len(row)
-                for whole, head, own in zip(wide, shared[layer], (k, v), strict=True):
-                    whole[i, :, start : start + len(prefix)] = head[0]
-                    whole[i, :, start + len(prefix) :] = own[i, :, : len(row)]
-            cache.append(tuple(wide))
-            return prefix_tail_attention_torch(q, *shared[layer], None, k, v, group_size=len(rows))
-
-        h = self.hidden(idx, positions=positions.clamp(max=self.config.block_size - 1), attend=attend)
-        first = (width - len(prefix) - lengths).to(torch.int32)
-        return h[torch.arange(len(rows), device=self.device), lengths - 1], cache, first
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: list[list[int]],
-        *,
-        n_samples: int,
-        max_new_tokens: int,
-        eos_id: int | list[int],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        question_ids: list[int] | None = None,
-        prefix: list[int] | None = None,
-        stop=None,
-        return_logprobs: bool = False,
-    ) -> Rollout:
-        """Sample `n_samples` completions of each prompt (or of prefix + prompt) from softmax(logits / temperature).
-
-        Every prompt and the shared prefix are read once; the samples of a prompt share its cache; finished rows leave
-        the batch. Draws depend only on (seed, question id, sample, position). On a CPU the row count is kept at 16 or
-        more and cache lengths at multiples of 16, since smaller matrices take other kernels: samples then do not depend
-        on which prompts are sampled together. `stop` (data.math_qa.StopStrings) ends a row whose text holds a stop
-        string. logprobs are of the sampling distribution at this temperature (only without top_p).
-        """
-        if return_logprobs and (top_p < 1 or temperature == 0):
-            raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
-        prefix = prefix or []
-        longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
-        if longest > self.config.block_size:
-            raise UserError(
-                f"prompt of {longest - max_new_tokens} tokens + {max_new_tokens} new tokens exceeds the context of "
-                f"{self.config.block_size}; shorten one"
-            )
-        was_training, device = self.training, self.device
-        self.eval()
-        P, G = len(prompts), n_samples
-        eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id, device=device)
-        width = round_up(max(map(len, prompts)) + len(prefix), 16)
-        h, cache, first = self.read_after(prefix, prompts, width) if prefix else self.read(prompts, width)
-        question = torch.tensor(question_ids if question_ids is not None else range(P), device=device)
-
-        # Row i of the tail caches is the i-th unfinished completion, in any order; its seat says whose prompt it reads:
-        # seats p * group .. (p + 1) * group - 1 belong to prompt p.
-        group = round_up(G, 16)
-        padded = max(16, round_up(P * G, 8))
-        tails = [tuple(t.new_empty(padded, t.shape[1], 0, t.shape[3]) for t in kv) for kv in cache]
-        tokens = torch.zeros(P * G, max_new_tokens, dtype=torch.long)
-        logprobs = torch.zeros(P * G, max_new_tokens) if return_logprobs else None
-        lengths = torch.full((P * G,), max_new_tokens)
-        finished = torch.zeros(P * G, dtype=torch.bool)
-
-        row = torch.arange(P * G, device=device)
-        seat = row // G * group + row % G
-        h = h.repeat_interleave(G, dim=0)
-        h = torch.cat((h, h[-1:].expand(padded - len(h), -1)))
-        for step in range(max_new_tokens):
-            logits = F.linear(h, self.head_weight).float()[: len(row)]
-            u = uniform_noise(seed, question[row // G], row % G, step)
-            new = sample_tokens(logits, u, temperature, top_p)
-            if return_logprobs:
-                scaled = logits / temperature
-                logprobs[row.cpu(), step] = (scaled.gather(1, new[:, None])[:, 0] - scaled.logsumexp(-1)).cpu()
-            tokens[row.cpu(), step] = new.cpu()
-            done = torch.isin(new, eos)
-            if stop is not None:
-                for i in stop.candidates.to(device)[new].nonzero().squeeze(-1).tolist():
-                    done[i] |= stop(tokens[row[i], : step + 1].tolist())
-            lengths[row[done].cpu()] = step + 1
-            finished[row[done].cpu()] = True
-            if len(row) == int(done.sum()) or step + 1 == max_new_tokens:
-                break
-
-            # The last unfinished rows move into the places of finished ones: few tails are copied, no holes are left.
-            left = len(row) - int(done.sum())
-            holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
-            for t in (t for tail in tails for t in tail):
-                t[holes] = t[movers]
-            for t in (row, seat, new):
-                t[holes] = t[movers]
-            row, seat, new = row[:left], seat[:left], new[:left]
-
-            # Drop prompts whose samples have all ended, and shrink the groups when every prompt has few left.
-            alive, place, counts = (seat // group).unique(return_inverse=True, return_counts=True)
-            smaller = min(group, round_up(int(counts.max()), 16))
-            if len(alive) <= 0.75 * len(first) or smaller < group:
-                by_prompt = place.argsort(stable=True)
-                starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-                seat[by_prompt] = place[by_prompt] * smaller + torch.arange(left, device=device) - starts
-                cache = [tuple(t[alive] for t in kv) for kv in cache]
-                group, first = smaller, first[alive]
-            row_of = torch.zeros(len(first) * group, dtype=torch.long, device=device)  # empty seats: any row
-            row_of[seat] = torch.arange(left, device=device)
-
-            # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last.
-            padded = max(16, round_up(left, 8))
-            if step % 16 == 0:  # the tails are full: 16 more slots for the rows that are left
-                more = lambda t, n=padded: torch.cat((t[:n], t.new_zeros(n, t.shape[1], 16, t.shape[3])), 2)  # noqa: E731
-                tails = [tuple(more(t) for t in kv) for kv in tails]
-            seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
-            position = (width - first.long())[seat_of // group] + step  # real prompt length + step
-
-            def attend(
-                layer, q, k, v, seats=(seat_of, row_of), group=group, tails=tails, step=step, first=first, cache=cache
-            ):
-                for tail, fresh in zip(tails[layer], (k, v), strict=True):
-                    tail[: len(q), :, step] = fresh[:, :, 0]
-                k, v = (t[: len(q)] for t in tails[layer])
-                return decode_attention(
-                    q[:, :, 0], *cache[layer], first, k, v,
-                    group_size=group, seats=seats, tail_lengths=step + 1, impl=self.impl,
-                ).unsqueeze(2)  # fmt: skip
-
-            new = torch.cat((new, new[-1:].expand(padded - left)))
-            h = self.hidden(new[:, None], positions=position[:, None], attend=attend)[:, 0]
-        self.train(was_training)
-        L = int(lengths.max())
-        return Rollout(tokens[:, :L], lengths, finished, logprobs[:, :L] if return_logprobs else None)
-
-    @torch.no_grad()
-    def continuation_logprobs(
-        self, contexts, choices, micro_batch_tokens: int = 8192
-    ) -> list[list[tuple[float, bool]]]:
-        """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy
-        choice).
-
-        A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
-        cut to about `micro_batch_tokens` tokens of context, which changes memory and speed only.
-        """
-        was_training = self.training
-        self.eval()
-        results: list = [None] * len(contexts)
-        order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
-        while order:
-            width = round_up(len(contexts[order[0]]), 16)  # the longest of what is left
-            count = max(1, micro_batch_tokens // width)
-            batch, order = order[:count], order[count:]
-            for i, scores in zip(
-                batch,
-                self._score_choices([contexts[i] for i in batch], [choices[i] for i in batch], width),
-                strict=True,
-            ):
-                results[i] = scores
-        self.train(was_training)
-        return results
-
-    def _score_choices(self, contexts, choices, width):
-        last, cache, first = self.read(contexts, width)
-        group, device = max(map(len, choices)), self.device
-        flat = [
-            c for item in choices for c in item + [item[-1]] * (group - len(item))
-        ]  # equal groups; repeats are dropped
-        T = max(max(len(c) for c in flat) - 1, 1)
-        idx = pad_rows([c[:-1] for c in flat], T, device)  # the context's last state scores a choice's first token
-        positions = (width - first.long()).repeat_interleave(group)[:, None] + torch.arange(T, device=device)
-
-        def attend(layer, q, k, v):
-            return prefix_tail_attention_torch(q, *cache[layer], first, k, v, group_size=group)
-
-        h = self.hidden(idx, positions=positions.clamp(max=self.config.block_size - 1), attend=attend)
-        h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, flat))]
-        real = (
-            torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in flat], device=device)[:, None]
-        )
-        targets = pad_rows(flat, h.shape[1], device)[real]
-        logits = F.linear(h[real], self.head_weight).float()
-        scores = torch.zeros(real.shape, device=device)
-        scores[real] = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-        wrong = torch.zeros(real.shape, dtype=torch.bool, device=device)
-        wrong[real] = logits.argmax(-1) != targets
-        rows = list(zip(scores.double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
-        return [rows[i * group : i * group + len(item)] for i, item in enumerate(choices)]
+    generate = generate  # the sampler of RL and evaluation
+    continuation_logprobs = continuation_logprobs  # of the choices of likelihood benchmarks
 
 
 def build_model(preset: str, **overrides) -> GPT:
@@ -628,9 +332,8 @@ def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str =
         model.load_state_dict(ckpt["model"])
     except (RuntimeError, TypeError) as error:
         detail = str(error).splitlines()[-1].strip()
-        raise UserError(
-            f"{path}: its weights do not fit its model_config ({detail}); the file is damaged, use another"
-        ) from error
+        what = f"its weights do not fit its model_config ({detail})"
+        raise UserError(f"{path}: {what}; the file is damaged, use another") from error
     model.impl = impl
     return model.to(device)
 
@@ -638,7 +341,5 @@ def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str =
 def check_context(prompts: list[list[int]], new_tokens: int, block_size: int) -> None:
     longest = max(map(len, prompts))
     if longest + new_tokens > block_size:
-        raise UserError(
-            f"prompt of {longest} tokens + {new_tokens} new tokens exceeds the model's context of {block_size}; "
-            "shorten one (--max-new-tokens, --n-shot) or pre-train with a longer --block-size"
-        )
+        what = f"prompt of {longest} tokens + {new_tokens} new tokens exceeds the model's context of {block_size}"
+        raise UserError(f"{what}; lower --max-new-tokens, drop long questions, or pre-train with a longer --block-size")

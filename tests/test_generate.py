@@ -8,7 +8,7 @@ from tiny import BYTES, EOT, bigram_model, chain_table, tiny_model
 
 from common import UserError
 from data.math_qa import StopStrings
-from model import inverse_cdf, sample_tokens, uniform_noise
+from sample import inverse_cdf, sample_tokens, uniform_noise
 
 NEVER = 256  # as eos_id: the tiny models rarely say it
 GROUPED = dict(post_norm=True, qk_norm=True, tied=False, n_kv_head=1)
