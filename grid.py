@@ -22,9 +22,9 @@ LAPTOP = dict(
     save_at=[100, 400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200],
     seeds=1, other_seeds=1, gold_seeds=1, shots=[8, 0],
     trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
-    rl=dict(steps=64, lr=2e-4, save_every=16), sft=dict(steps=120, lr=2e-3, save_every=40),
-    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=64, lr=4e-4, save_every=16),
-    gold_rl=dict(steps=64, lr=4e-4, save_every=16), parallel=dict(steps=64, lr=1.2e-3, sft_lr=1.2e-3, save_every=16),
+    rl=dict(steps=48, lr=2e-4, save_every=16), sft=dict(steps=120, lr=2e-3, save_every=40),
+    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=48, lr=2e-4, save_every=16),
+    gold_rl=dict(steps=48, lr=2e-4, save_every=16), parallel=dict(steps=48, lr=6e-4, sft_lr=6e-4, save_every=16),
     test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     pools={250: 1}, few_epochs=4, many_epochs=60,  # C3: seeds of each pool of questions
 )  # fmt: skip
@@ -59,8 +59,8 @@ PRESETS = {
     "lab": LAPTOP | LAB,
 }  # fmt: skip
 # Rough seconds on one core: a laptop step of each stage; a token of pre-training; a completion 0-shot and few-shot.
-SECONDS = {"train_rl.py": 3.4, "train_sft.py": 1.15, "merge.py": 4.7}
-TOKEN, COMPLETION, LARGE = 1 / 4700, (1 / 500, 1 / 150), 2.6  # LARGE: how much slower the large model is
+SECONDS = {"train_rl.py": 2.8, "train_sft.py": 0.5, "merge.py": 3.6}
+TOKEN, COMPLETION, LARGE = 1 / 8500, (1 / 500, 1 / 200), 2.6  # LARGE: how much slower the large model is
 
 
 @dataclass(eq=False)
