@@ -7,7 +7,7 @@ for). The `floor` row is pass@k of answers drawn blindly from the training answe
 skill.
 
     python evaluate.py --ckpt runs/base/ckpt_006400.pt --n-shot 8      # all tasks of data/world, about 2 minutes
-    python evaluate.py --ckpt runs/rl/ckpt_000040.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
+    python evaluate.py --ckpt runs/rl/ckpt_000048.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
     REAL_DATA=path/to/data python evaluate.py --ckpt runs/real/ckpt_000200.pt --tasks gsm8k hellaswag --limit 50
 """
 

@@ -14,7 +14,7 @@ local step of each side, rollouts come from the RL side, moments persist.
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
     python merge.py --init runs/base/ckpt_006400.pt --out runs/parallel                 # laptop, about 3 minutes
-    python merge.py --average runs/rl/ckpt_000040.pt runs/sft/ckpt_000120.pt --weights 0.5 0.5 --out runs/mean.pt
+    python merge.py --average runs/rl/ckpt_000048.pt runs/sft/ckpt_000120.pt --weights 0.5 0.5 --out runs/mean.pt
 """
 
 import argparse
@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sync-every", type=int, default=1, metavar="H", help=between)
     how = "average (the method) | alternate: an SFT step, then an RL step | sum: one optimizer step on both losses"
     p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
-    p.add_argument("--sft-lr", type=float, default=1.2e-3, help="rate of the SFT side; --lr is the RL side's")
-    add_training_args(p, steps=40, lr=1.2e-3)
+    p.add_argument("--sft-lr", type=float, default=6e-4, help="rate of the SFT side; --lr is the RL side's")
+    add_training_args(p, steps=48, lr=6e-4)
     add_rl_args(p)
     add_sft_args(p)
     add_system_args(p)

@@ -30,7 +30,7 @@ from stage import add_system_args, add_training_args, note_changes, parse
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_args(p, steps=6400, lr=6e-3, pretrain=True)
+    add_training_args(p, steps=6400, lr=2.5e-3, pretrain=True)
     add = p.add_argument_group("Model and data").add_argument
     add("--preset", default="world", choices=list(PRESETS), help="model shape")
     add("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
