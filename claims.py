@@ -189,7 +189,7 @@ class Claim:
 
 
 def c1(lab: Lab) -> Claim:
-    claim = Claim("C1", "RL works early", "pass@1, RL − base (best of 0, 1, 4, 8 shots)", "+13.8 at 4B, +26.1 at 10B")
+    claim = Claim("C1", "RL works early", "pass@1, RL − base (the shots that validation prefers)", "+13.8 at 4B, +26.1 at 10B")
     by_tokens = {}
     for t in lab.planned["rl"]:
         rl = lab.by_seed("rl", t)

@@ -41,7 +41,7 @@ from data.math_qa import (
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from data.tokens import load_meta, val_batches
 from model import load_model
-from stage import add_system_args
+from stage import add_system_args, check_numbers
 
 HERE = Path(__file__).parent
 NOT_OF_A_RUN = ("study", "grid", "stats", "claims", "figures", "tables", "paper", "report")  # only ask for runs
@@ -79,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
 
 def parse_args():
     args = parser().parse_args()
+    check_numbers(args)
+    if args.temperature < 0 or not 0 < args.top_p <= 1:
+        given = f"--temperature {args.temperature:g} --top-p {args.top_p:g}"
+        raise UserError(f"{given}: give a temperature of at least 0 and a top-p above 0, at most 1")
     if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
     k, n = max(args.k), args.n_samples

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from common import Device, Start, UserError, load_checkpoint, parent_of
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
+
+COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
 
 
 def add_system_args(p: argparse.ArgumentParser) -> None:
@@ -74,10 +77,18 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
     for name in ("out", "init"):
         if getattr(args, name, "") is None and not (ckpt and name == "init"):
             raise UserError(f"--{name} is missing: give it, or --resume CKPT to go on with a run")
-    for name in ("steps", "micro_batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    check_numbers(args)
     return args, ckpt
+
+
+def check_numbers(args) -> None:
+    """Refuse a count below 1 and a rate below 0, of those of these flags that the stage has."""
+    for name in COUNTS:
+        if (got := getattr(args, name, 1)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {got}: at least 1 is needed")
+    for name in ("lr", "sft_lr"):
+        if not 0 <= (got := getattr(args, name, 0.0)) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {got}: must be a number of at least 0")
 
 
 def load_start(args, ckpt: dict | None, device: Device):

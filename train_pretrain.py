@@ -5,7 +5,7 @@ Objective, over all target tokens n of a step (all micro-batches):
     loss = -1/n sum log p(x_t | x_<t)  +  z_loss * 1/n sum (log sum_v exp logit_v)^2
 AdamW, linear warm-up, cosine to 10 % of the peak, global gradient clip.
 
-Departures from the paper: (1) the default is the laptop world (a 0.9M model, 8M tokens); `--preset olmo2-1b` with the
+Departures from the paper: (1) the default is the laptop world (a 1M model, 8M tokens); `--preset olmo2-1b` with the
 flags below is the paper's run; (2) checkpoints are log-spaced by default, the paper keeps one every 1000 steps;
 (3) tokens see their own document alone; in the paper's stack they see the whole window (`--no-document-mask`).
 

@@ -16,15 +16,7 @@ import torch
 from tiny import assert_same, load, read_jsonl, tiny_model, write_ckpt
 
 import common
-from common import (
-    UserError,
-    load_checkpoint,
-    lr_at,
-    make_optimizer,
-    save_checkpoint,
-    step_with_clip,
-    weights_hash,
-)
+from common import UserError, load_checkpoint, lr_at, make_optimizer, save_checkpoint, step_with_clip, weights_hash
 from data.math_qa import draw
 from model import check_context
 
@@ -184,13 +176,8 @@ common.save_checkpoint({str(path)!r}, {{}})
 
 def test_files_that_are_no_checkpoints(tmp_path, base):
     whole = base.read_bytes()
-    bad = {
-        "empty.pt": b"",
-        "text.pt": b"hello\n" * 99,
-        "short.pt": whole[:1000],
-        "cut.pt": whole[:-40],
-        "half.pt": whole[: len(whole) // 2],
-    }
+    bad = {"empty.pt": b"", "text.pt": b"hello\n" * 99, "short.pt": whole[:1000], "cut.pt": whole[:-40]}
+    bad["half.pt"] = whole[: len(whole) // 2]
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     torch.save({"code": Namespace(a=1)}, tmp_path / "objects.pt")  # needs more than weights_only
@@ -198,13 +185,8 @@ def test_files_that_are_no_checkpoints(tmp_path, base):
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save(load(base) | {"format": 99}, tmp_path / "newer.pt")
     torch.save({k: v for k, v in load(base).items() if k != "tokenizer"}, tmp_path / "lacks.pt")
-    words = {
-        "objects.pt": "no readable",
-        "weights.pt": "no format",
-        "list.pt": "no format",
-        "newer.pt": "format 99",
-        "lacks.pt": "no tokenizer",
-    }
+    words = {"objects.pt": "no readable", "weights.pt": "no format", "list.pt": "no format", "newer.pt": "format 99"}
+    words["lacks.pt"] = "no tokenizer"
     for name in (*bad, *words):
         with pytest.raises(UserError, match=words.get(name, "no readable checkpoint")) as error:
             load_checkpoint(tmp_path / name)
@@ -239,16 +221,10 @@ def test_checkpoint_of_a_stage(sft_run, base):
     ckpt, parent = load(sft_run / "ckpt_000004.pt"), load(base)
     assert set(ckpt) == set(common.CHECKPOINT_KEYS.split()) and ckpt["format"] == 1 and ckpt["stage"] == "train_sft"
     assert ckpt["step"] == 4 and ckpt["tokens"] == parent["tokens"] == 1234 and ckpt["tokenizer"] == parent["tokenizer"]
-    assert ckpt["model"].keys() == parent["model"].keys() and {v.dtype for v in ckpt["model"].values()} == {
-        torch.float32
-    }
-    want = {
-        "file": base.name,
-        "stage": "train_pretrain",
-        "step": 3,
-        "tokens": 1234,
-        "hash": weights_hash(parent["model"]),
-    }
+    assert ckpt["model"].keys() == parent["model"].keys()
+    assert {v.dtype for v in ckpt["model"].values()} == {torch.float32}
+    want = {"file": base.name, "stage": "train_pretrain", "step": 3, "tokens": 1234}
+    want["hash"] = weights_hash(parent["model"])
     assert ckpt["parent"] == want and ckpt["model_config"] == parent["model_config"]
     assert ckpt["config"]["lr"] == 1e-3 and ckpt["data"]["position"] == 4 and "train/loss" in ckpt["metrics"]
     assert json.loads((sft_run / "config.json").read_text())["batch_size"] == 4
@@ -329,8 +305,8 @@ def test_defaults_of_warmup(ok, base, world, tmp_path):
     for steps, flags, warmup in (
         (20, [], 2),
         (9, [], 0),
-        (5, ["--warmup-steps", "4"], 4),
-        (20, ["--warmup-steps", "0"], 0),
+        (5, ["--warmup-steps", 4], 4),
+        (20, ["--warmup-steps", 0], 0),
     ):
         out = tmp_path / f"{steps}_{warmup}"
         small = ("--batch-size", "1", "--n-questions", "1", "--lr", "0.01", "--steps", steps)

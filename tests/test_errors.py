@@ -146,6 +146,9 @@ def test_prompt_over_the_context(refused, world, base, tmp_path):
         (["--temperature", "0"], ("--temperature 0",)),
         (["--steps", "0"], ("--steps 0",)),
         (["--micro-batch-size", "0"], ("--micro-batch-size 0",)),
+        (["--prompts-per-step", "0"], ("--prompts-per-step 0",)),
+        (["--max-new-tokens", "0"], ("--max-new-tokens 0",)),
+        (["--lr", "nan"], ("--lr nan",)),
         (["--task", "poems"], ("poems",)),
     ],
 )
@@ -158,6 +161,8 @@ def test_evaluation_settings(refused, world, base, tmp_path):
     flags = ("--data", world, "--out", tmp_path / "r.json")
     refused("evaluate", "--ckpt", base, *flags, "--n-samples", "4", "--k", "1", "8", words=("--k 8", "--n-samples 4"))
     refused("evaluate", "--ckpt", base, *flags, "--k", "0", words=("--k",))
+    for bad in ("--prompts-per-batch 0", "--max-new-tokens 0", "--temperature -1", "--top-p 0"):
+        refused("evaluate", "--ckpt", base, *flags, *bad.split(), words=(bad,))
     refused("evaluate", "--ckpt", base, *flags, "--tasks", "gsm", "poems", words=("poems", "hellaswag"))
     refused("evaluate", "--ckpt", base, *flags, "--tasks", "gsm", "--n-shot", "13", words=("--n-shot 13", "12"))
     assert not (tmp_path / "r.json").exists()
@@ -245,19 +250,18 @@ def test_non_finite_rl_names_the_step(refused, world, base, tmp_path, monkeypatc
     assert [p.name for p in (tmp_path / "run").glob("*.pt")] == ["ckpt_000002.pt"]
 
 
-def test_non_finite_gradient_is_not_saved(refused, world, base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["train_sft", "merge"])
+def test_non_finite_gradient_is_not_saved(refused, world, base, tmp_path, monkeypatch, name):
     """A finite loss with an infinite gradient (an overflow in the backward) must not reach a checkpoint."""
-    import train_sft
-
-    real = train_sft.sft_gradient
+    from train_sft import sft_gradient as real
 
     def broken(model, *args):
         stats = real(model, *args)
         next(model.parameters()).grad[0, 0] = float("inf")
         return stats
 
-    monkeypatch.setattr(train_sft, "sft_gradient", broken)
-    refused("train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", *SFT, words=("step 1",))
+    monkeypatch.setattr(f"{name}.sft_gradient", broken)
+    refused(name, "--init", base, "--data", world, "--out", tmp_path / "run", *STAGES[name], words=("step 1",))
     assert not list((tmp_path / "run").glob("*.pt"))
 
 

@@ -189,9 +189,8 @@ def test_continuation_logprobs():
     assert flags.count(True) == 1
     again = model.continuation_logprobs(contexts[::-1], choices[::-1], micro_batch_tokens=1)[::-1]
     for a, b in zip(got, again, strict=True):
-        assert [s[0] for s in a] == pytest.approx([s[0] for s in b], abs=1e-4) and [s[1] for s in a] == [
-            s[1] for s in b
-        ]
+        assert [s[0] for s in a] == pytest.approx([s[0] for s in b], abs=1e-4)
+        assert [s[1] for s in a] == [s[1] for s in b]
 
 
 def test_padded_rows_are_never_scored():
@@ -203,14 +202,8 @@ def test_padded_rows_are_never_scored():
     def everything():
         out = model.generate([[1, 2]], n_samples=20, max_new_tokens=6, eos_id=96, return_logprobs=True)
         scores = model.continuation_logprobs([[1, 2]], [[[3], [4, 5]]])[0]
-        return (
-            model(idx),
-            model(idx, idx),
-            model.completion_logprobs(prompts, completions)[0],
-            out.logprobs,
-            scores,
-            out.tokens,
-        )
+        scored = model.completion_logprobs(prompts, completions)[0]
+        return model(idx), model(idx, idx), scored, out.logprobs, scores, out.tokens
 
     *before, tokens = everything()
     with torch.no_grad():
@@ -238,10 +231,8 @@ def test_olmo2_1b_is_the_papers():
     assert shapes["wte.weight"] == shapes["lm_head.weight"] == (100_352, 2048)
     assert c.vocab_size == 100_278 and not c.tied
     last = "blocks.15."
-    assert shapes[last + "attn.c_attn.weight"] == (3 * 2048, 2048) and shapes[last + "attn.c_proj.weight"] == (
-        2048,
-        2048,
-    )
+    assert shapes[last + "attn.c_attn.weight"] == (3 * 2048, 2048)
+    assert shapes[last + "attn.c_proj.weight"] == (2048, 2048)
     assert shapes[last + "mlp.c_fc.weight"] == (2 * 8192, 2048) and shapes[last + "mlp.c_proj.weight"] == (2048, 8192)
     assert shapes[last + "attn.q_norm.weight"] == shapes[last + "attn.k_norm.weight"] == (2048,)
     assert "blocks.16.norm_1.weight" not in shapes and not any(k.endswith("bias") for k in shapes)

@@ -103,7 +103,10 @@ def test_the_lab_asks_for_what_the_claims_need():
     assert (
         count["k3", "rl", "half_rate"] == count["k3", "sft", "half_rate"] == count["k3", "sft", "parallels_rate"] == 3
     )
-    assert count["k2", "sft_rl", "own"] == count["k2", "sft_rl", "x40"] == 3 and count["k2", "rl", "total_updates"] == 1
+    p = planned("lab").p
+    same = all(p["rl"][k] == p["sft_rl"][k] for k in ("lr", "steps"))  # then the main SFT→RL has RL's own settings
+    assert count["k2", "sft_rl", "own"] == 3 * (not same) and count["k2", "sft_rl", "x40"] == 3
+    assert count["k2", "rl", "total_updates"] == 1
     assert count["k4", "sft", "token_sum"] == count["k4", "rl", "4_updates"] == 3
     assert sum(n for (group, *_), n in count.items() if group == "k1") == 13  # 4 rates x 2 lengths; seeds 2, 3: rates
     assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
