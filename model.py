@@ -222,7 +222,7 @@ class Packed:
             G = len(q[1]) // len(q[0])
             k, v = (torch.cat((x[0].repeat_interleave(G, 0), x[1]), 2) for x in (k, v))
             q, dtype = q[1], q[1].dtype
-            if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):  # slow there: kernels/attention_torch.py
+            if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):  # slow: attention_torch.py
                 q, k, v = q.float(), k.float(), v.float()
             with torch.autocast(q.device.type, enabled=False):
                 own = F.scaled_dot_product_attention(q, k, v, self.visible, enable_gqa=q.shape[1] != k.shape[1])
