@@ -394,6 +394,10 @@ def c9(lab: Lab) -> Claim:
     return claim.done()
 
 
+def signed(r: float) -> str:
+    return "not defined" if math.isnan(r) else f"{r:+.2f}"
+
+
 def c10(lab: Lab) -> Claim:
     """x: the base's validation scores (paper's few-shot base); y: RL's on test questions, mean over seeds."""
     claim = Claim("C10", "Base pass@k on validation foretells RL", "Spearman, base val pass@32 and RL test pass@1",
@@ -416,11 +420,12 @@ def c10(lab: Lab) -> Claim:
     claim.verdict = "estimate" if len(p) < 5 else "reproduced" if chance <= 0.025 else "undecided"
     models = len({q["base"] for q in p})
     claim.notes.append(f"{len(p)} checkpoints of {models} pre-trainings: rho {spearman(x, y):+.2f}, permutation p "
-                       f"{chance:.3f}; partial given log-tokens {partial(x, y, tokens):+.2f}.")  # fmt: skip
+                       f"{chance:.3f}; partial given log-tokens {signed(partial(x, y, tokens))}.")  # fmt: skip
     if all(q["loss"] is not None for q in p):
         loss = [-q["loss"] for q in p]
-        claim.notes.append(f"Validation loss (low is good) as predictor: rho {spearman(loss, y):+.2f}, p "
-                           f"{permutation_p(loss, y):.3f}; pass@32 given it {partial(x, y, loss):+.2f}.")  # fmt: skip
+        rho, chance, given = spearman(loss, y), permutation_p(loss, y), signed(partial(x, y, loss))
+        claim.notes.append(f"Validation loss (low is good) as predictor: rho {rho:+.2f}, p {chance:.3f}; "
+                           f"pass@32 given it {given}.")  # fmt: skip
     claim.notes.append(f"Log-tokens as predictor: rho {spearman(tokens, y):+.2f}, p {permutation_p(tokens, y):.3f}. "
                        "All three rise with training, so a plain correlation proves little.")  # fmt: skip
     for k in (1, 8, 32):

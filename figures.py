@@ -62,13 +62,13 @@ def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:
     for method in methods:
         kind, points = "base" if method == "base0" else method, []
         for t in lab.planned[kind]:
-            n_shot = 0 if method == "base0" else "best"
+            n_shot = 0 if method == "base0" else lab.few_shot
             found = lab.base(t, n_shot) if kind == "base" else lab.by_seed(method, t)
             if got := [s for s in map(get, found.values()) if s is not None]:
                 points.append((t, np.mean(got), min(got), max(got)))
         if points:
             x, y, low, high = zip(*points, strict=True)
-            label = {"base": "base, best shots", "base0": "base, 0-shot"}.get(method, NAMES[kind])
+            label = {"base": f"base, {lab.few_shot}-shot", "base0": "base, 0-shot"}.get(method, NAMES[kind])
             draw(ax, x, y, method, label, low, high)
     token_axis(ax, lab, title)
 
