@@ -5,6 +5,7 @@
 Triton decides at import whether it compiles or interprets, and the two cannot share a process.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -127,3 +128,19 @@ def test_stages_give_the_same_losses_on_both_paths(name, tmp_path):
         assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows)
         curves.append([[row[key] for key in ("train/loss", "sft/loss", "policy/kl") if key in row] for row in rows])
     assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0, atol=1e-4), curves
+
+
+@needs_triton
+def test_evaluation_gives_the_same_scores_on_both_paths(tmp_path):
+    """Samples of two questions and the choices of two benchmark items, interpreted kernels against torch."""
+    world = write_world(tmp_path / "world")
+    base = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1))
+    flags = ["--ckpt", base, "--data", world, "--tasks", "gsm", "facts", "--limit", 2, "--n-samples", 2, "--k", 1]
+    flags += ["--max-new-tokens", 4, "--n-shot", 1, "--threads", 1]
+    results = []
+    for impl in ("triton", "torch"):
+        out = tmp_path / f"{impl}.json"
+        run("-c", CURVE, "evaluate", *map(str, [*flags, "--kernels", impl, "--out", out]), TRITON_INTERPRET="1")
+        results.append(json.loads(out.read_text()))
+    for key in ("questions", "benchmarks"):
+        assert results[0][key] == results[1][key]

@@ -9,9 +9,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import evaluate
 from common import UserError
 from data import world, world_general
-from data.math_qa import extract_answer
+from data.math_qa import extract_answer, few_shot_prefix, format_prompt, load_questions, template_for
 from data.tokenizer import decode, load_tokenizer
 
 # Zoe has 7.2. Gains 4.1, loses 1.2, doubles, gains 2.2, keeps 1 of 2 parts.
@@ -177,6 +178,19 @@ def test_guess_floor(folder):
     assert set(floor) == {"gsm", "hard"}
     for task in floor:
         assert 0 < floor[task]["1"] <= 0.01 and floor[task]["8"] < floor[task]["32"] <= 0.1
+
+
+def test_eight_exemplars_and_an_answer_fit_the_window(tmp_path):
+    """With the real number of questions and evaluate.py's defaults, in both tiers and with either's exemplars."""
+    world.build(tmp_path, seed=0, n_tokens=60_000)
+    enc, args = load_tokenizer(tmp_path), evaluate.parser().parse_args(["--ckpt", "x"])
+    template = template_for("gsm")
+    for shot_task in ("gsm", "hard"):
+        shots = few_shot_prefix(load_questions(tmp_path, shot_task, "train"), 8, args.shot_seed, template)
+        for task, split in (("gsm", "test"), ("gsm", "val"), ("hard", "test"), ("hard", "val")):
+            prompts = [shots + format_prompt(q, template) for q in load_questions(tmp_path, task, split)]
+            longest = 1 + max(map(len, enc.encode_ordinary_batch(prompts)))
+            assert longest + args.max_new_tokens <= world.BLOCK_SIZE, (task, shot_task)
 
 
 def test_documents_start_with_end_of_text_and_numbers_are_one_token(folder):
