@@ -242,15 +242,25 @@ def c2(lab: Lab) -> Claim:
 def c3(lab: Lab) -> Claim:
     title, statistic = "RL beats SFT when demonstrations are scarce", "pass@1, RL − SFT (60 epochs); pass@32, Gold − RL"
     claim, t = Claim("C3", title, statistic, "RL − SFT +17.0, Gold − RL +7.2 at 44B"), lab.late
-    for n in pools(lab) or [250, 1000]:
+    for n in sorted({250, 1000, *pools(lab)}):
         get = lambda method, kind="", n=n: lab.by_seed(method, t, variant=f"pool{n}{kind}", group="c3")  # noqa: E731
         claim.add(f"{n} questions, pass@1: RL − SFT 60 epochs", subtract(get("rl"), get("sft", "many"), 1))
         claim.add(f"{n} questions, pass@32: Gold − RL", subtract(get("gold", "many"), get("rl"), 32))
         claim.add(f"{n} questions, pass@1: RL − SFT 4 epochs", subtract(get("rl"), get("sft", "few"), 1), primary=False)
+        shown = {"RL": get("rl"), "SFT 60 epochs": get("sft", "many"), "SFT 4 epochs": get("sft", "few")}
+        shown |= {"Gold": get("gold", "many"), "base, best shots": lab.base(t)}
+        levels = [f"{m} {mean_score(r, 1)} / {mean_score(r, 32)}" for m, r in shown.items() if r]
+        if get("rl"):
+            claim.notes.append(f"{n} questions, pass@1 / pass@32: {'; '.join(levels)}.")
     rl, sft, gold = (lab.by_seed(m, t) for m in ("rl", "sft", "gold"))
     claim.add("all questions, pass@1: RL − SFT", subtract(rl, sft, 1), primary=False)
     claim.add("all questions, pass@32: Gold − RL", subtract(gold, rl, 32), primary=False)
     return claim.done()
+
+
+def mean_score(found: dict, k: int) -> str:
+    """Percent, mean over seeds."""
+    return f"{100 * np.mean([value(r, k) for r in found.values()]):.1f}"
 
 
 def pools(lab: Lab) -> list[int]:

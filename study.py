@@ -173,9 +173,13 @@ class Study(Grid):
         for task in self.tasks:
             out = self.path(task).relative_to(self.dir)
             row = dict(name=task.name, kind=task.kind, method=task.method, **task.record, out=out.as_posix())
+            row["seconds"] = None
             if task.kind != "eval":
+                logged = read_jsonl(self.path(task, "metrics.jsonl"))  # of a run that was taken over
+                row["seconds"] = logged[-1].get("perf/elapsed_s") if logged else None
                 row |= {"metrics": (out.parent / "metrics.jsonl").as_posix(), "config": task.flags}
-            row |= {"seconds": None, **self.done.get(out.as_posix(), {}), "finished": self.finished(task)}
+            row |= {k: v for k, v in self.done.get(out.as_posix(), {}).items() if v is not None}
+            row["finished"] = self.finished(task)
             rows.append({**row, "command": " ".join(self.command(task, fresh=True))})
         manifest = dict(
             preset=self.args.preset, seed=self.args.seed, commit=git_commit(), source=source_hash(), machine=machine(),
