@@ -189,7 +189,8 @@ class Claim:
 
 
 def c1(lab: Lab) -> Claim:
-    claim = Claim("C1", "RL works early", "pass@1, RL − base (best of 0, 1, 4, 8 shots)", "+13.8 at 4B, +26.1 at 10B")
+    statistic = "pass@1, RL − base (with the shots that validation prefers)"
+    claim = Claim("C1", "RL works early", statistic, "+13.8 at 4B, +26.1 at 10B")
     by_tokens = {}
     for t in lab.planned["rl"]:
         rl = lab.by_seed("rl", t)

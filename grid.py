@@ -130,7 +130,7 @@ class Grid:
                 self.ask_base(self.base, step, n_shot)
         self.block = "base, shots chosen on validation"
         for step in self.primary:
-            for n_shot in p["shots"] if many else p["shots"][:1]:
+            for n_shot in p["shots"]:
                 self.ask_base(self.base, step, n_shot, on="val", group="shots")
         self.main_seeds(1)
         self.block = "base, 1 and 4 shots"
@@ -152,7 +152,7 @@ class Grid:
                 for n_shot in p["shots"][:2]:
                     self.ask_base(self.base, step, n_shot)
         for step in p["others"]:
-            for n_shot in p["shots"] if many else p["shots"][:1]:
+            for n_shot in p["shots"]:
                 self.ask_base(self.base, step, n_shot, on="val", group="shots")
             for seed in self.seeds(p["other_seeds"]):
                 self.train("rl", "train_rl.py", self.base, step, seed)
