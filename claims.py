@@ -68,10 +68,10 @@ class Lab:
 
     def shots(self, tokens: int, base: str = "base") -> int | None:
         """The number of shots that validation questions prefer for the base at this checkpoint (pass@1); a study that
-        did not ask all on validation takes the paper's few-shot base."""
+        asked only one on validation takes the paper's few-shot base."""
         planned = {r["n_shot"] for r in self.evals if (r["group"], r["tokens"], r["base"]) == ("shots", tokens, base)}
         found = self.find(method="base", tokens=tokens, base=base, split="val", group="shots")
-        if len(planned) < 2 or len(found) < len(planned):
+        if len(planned) < 2 or len(found) < 2:
             return self.few_shot
         return max(found, key=lambda r: value(r["result"], 1))["n_shot"]
 

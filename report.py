@@ -50,7 +50,8 @@ CONTROLS = {
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
-def provenance(lab: Lab) -> list[tuple]:
+def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
+    """What stands above the claims, and the list of what was not run, which goes to the end."""
     m, evals = lab.manifest, [r for r in lab.evals if r["result"]]
     commits = sorted({str(r["result"].get("commit")) for r in evals})
     sources = sorted({str(r.get("source") or r["result"].get("source")) for r in evals})
@@ -67,7 +68,7 @@ def provenance(lab: Lab) -> list[tuple]:
         "Rules, fixed beforehand: [docs/analysis_plan.md](../../analysis_plan.md). Scores are flexible; strict: only "
         "what follows the final-answer marker counts, as in RL's reward. ±: standard deviation over seeds.",
     ]  # fmt: skip
-    return [("list", lines)] + ([("code", f"{len(missing)} planned runs not run", missing)] if missing else [])
+    return [("list", lines)], [("code", f"{len(missing)} planned runs not run", missing)] if missing else []
 
 
 def read_out(lab: Lab, key: str) -> list[str]:
@@ -168,7 +169,8 @@ def build(folder: str | Path) -> Path:
             figures.plt.close(figure)
         return "figure", name, caption
 
-    blocks = [("head", 1, f"The claims of the paper, measured (preset {lab.manifest['preset']})"), *provenance(lab),
+    above, not_run = provenance(lab)
+    blocks = [("head", 1, f"The claims of the paper, measured (preset {lab.manifest['preset']})"), *above,
               tables.claims(claims), draw("passk"), ("head", 2, "Every method from every checkpoint"),
               tables.score(lab)]  # fmt: skip
     for claim in claims:
@@ -181,7 +183,7 @@ def build(folder: str | Path) -> Path:
                  "comparable, since model, data and questions differ; only patterns are."),
         tables.paper(lab), ("head", 2, "General benchmarks"), tables.benchmark(lab),
         ("head", 2, "Calibration of the world"), tables.calibration(lab), draw("pretraining"),
-        ("text", "Every command of every run, in order, stands in runs.json."),
+        ("text", "Every command of every run, in order, stands in runs.json."), *not_run,
     ]  # fmt: skip
     blocks = [b for b in blocks if b != ("text", "")]
     (lab.folder / "report.md").write_text("\n\n".join(map(markdown, blocks)) + "\n")
