@@ -229,7 +229,7 @@ def test_mixed_sources_are_flagged(tmp_path, whole):
         r["source"] = "one" if i else "two"
         r["out"] = str(whole / r["out"])
     (tmp_path / "runs.json").write_text(json.dumps(manifest))
-    assert "Mixed sources" in report.provenance(Lab(tmp_path))[0][1][1]
+    assert "Mixed sources" in report.provenance(Lab(tmp_path))[0][0][1][1]
 
 
 def test_diagnostic_reads_the_loss_at_the_checkpoint(whole):
