@@ -16,6 +16,7 @@ import numpy as np
 from common import UserError
 from data.math_qa import parse_number
 from evaluate import pass_at_k
+from grid import PRESETS
 from grid import amount as at
 from model import PRESETS as SHAPES
 from stats import Comparison, Difference, judge, partial, permutation_p, spearman
@@ -23,6 +24,8 @@ from stats import Comparison, Difference, judge, partial, permutation_p, spearma
 NAMES = {"base": "base", "rl": "RL", "sft": "SFT", "gold": "SFT-Gold", "sft_rl": "SFT→RL", "gold_rl": "Gold→RL",
          "parallel": "parallel"}  # fmt: skip
 pass_of_counts = cache(pass_at_k)  # few counts, asked for very often
+
+POOLS = tuple(PRESETS["lab"]["pools"])  # C3's primary pools of questions, whatever a preset runs of them
 
 
 def read_json(path: Path) -> dict | None:
@@ -242,7 +245,7 @@ def c2(lab: Lab) -> Claim:
 def c3(lab: Lab) -> Claim:
     title, statistic = "RL beats SFT when demonstrations are scarce", "pass@1, RL − SFT (60 epochs); pass@32, Gold − RL"
     claim, t = Claim("C3", title, statistic, "RL − SFT +17.0, Gold − RL +7.2 at 44B"), lab.late
-    for n in sorted({250, 1000, *pools(lab)}):
+    for n in POOLS:
         get = lambda method, kind="", n=n: lab.by_seed(method, t, variant=f"pool{n}{kind}", group="c3")  # noqa: E731
         claim.add(f"{n} questions, pass@1: RL − SFT 60 epochs", subtract(get("rl"), get("sft", "many"), 1))
         claim.add(f"{n} questions, pass@32: Gold − RL", subtract(get("gold", "many"), get("rl"), 32))

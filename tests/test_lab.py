@@ -10,6 +10,7 @@ from argparse import Namespace
 import pytest
 import torch
 
+import claims
 import grid
 import model
 import report
@@ -69,6 +70,7 @@ def lab(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(grid.PRESETS, "mini", MINI)
+        patch.setattr(claims, "POOLS", tuple(MINI["pools"]))
         patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
         patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
         patch.setattr(grid, "BENCHMARKS", ["lastword", "facts"])
