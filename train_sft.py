@@ -8,7 +8,7 @@ the gradient clip then sets the length of every step). The target is the solutio
 
 Departures from the paper: laptop defaults; `--preset paper` holds the final recipe (lr 4e-5, batch 512, 9500 steps).
 
-    python train_sft.py --init runs/base/ckpt_006400.pt --out runs/sft            # laptop, under a minute
+    python train_sft.py --init runs/base/ckpt_006400.pt --out runs/sft            # laptop, about a minute
     python train_sft.py --init runs/base/ckpt_006400.pt --gold --out runs/sft_gold
     python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper \\
         --out runs/1b_sft
