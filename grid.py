@@ -37,7 +37,8 @@ LAB = dict(
         lr={"base": 2e-4, "heavy": 2e-4, "large": 2e-4, "base2": 2e-4, "heavy2": 2e-4}, seeds=2,
     ),
     wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
-    c8_seeds=8,  # of RL at the early checkpoint
+    c10_models=["heavy", "base2", "heavy2"],
+    c8_seeds={1600: 8, 6400: 4},  # of RL at the early and the late checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
     k1=dict(rates=[0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
@@ -116,6 +117,7 @@ class Grid:
         self.known: dict[str, Task] = {}
         self.block = ""
         self.base = self.pretrain("base")
+        self.models = {"base": self.base}  # and those of C4
         self.primary = list(dict.fromkeys([self.p["early"], self.p["late"]]))
         self.plan()
 
@@ -141,11 +143,16 @@ class Grid:
         self.block = "C5: the way of RL on validation questions"
         for step in self.primary[::-1] if many else [p["late"]]:
             self.dynamics(step)
-        self.main_seeds(p["seeds"], 3)
+        if "c4" in p:
+            self.movement()
+            self.another_model("heavy")
         self.block = "SFT-Gold, Gold→RL"
         for seed in self.seeds(p["gold_seeds"]):
             for step in self.primary:
                 self.gold(self.base, step, seed)
+        if "c4" in p:
+            self.another_model("large")
+        self.pools()
         self.block = "C1, C10: RL at the other checkpoints"
         for step in p["save_at"]:
             if step not in self.primary:
@@ -157,25 +164,27 @@ class Grid:
             for seed in self.seeds(p["other_seeds"]):
                 self.train("rl", "train_rl.py", self.base, step, seed)
         if "c4" in p:
+            self.another_model("base2")
+            self.parts_of_parallel()
+            self.another_model("heavy2")
             self.mix_or_scale()
-        self.pools()
-        if "c4" in p:
-            for part in (self.wide, self.movement, self.settings_of_sft_rl, self.parts_of_parallel):
-                part()
-            self.block = "C8: more seeds of RL"
-            for seed in self.seeds(p["c8_seeds"], p["seeds"]):
-                self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
             self.rollout_budget()
-            self.updates()
-        self.block = "the other checkpoints, every method"
-        for seed in self.seeds(p["other_seeds"]):
-            for step in p["others"]:
-                self.methods(self.base, step, seed)
-                self.train("gold", "train_sft.py", self.base, step, seed, gold=True)
-                for n_shot in p["shots"][2:]:
-                    self.ask_base(self.base, step, n_shot)
-        if "c4" in p:
+            self.block = "C8: more seeds of RL"
+            for step, seeds in p["c8_seeds"].items():
+                for seed in self.seeds(seeds):
+                    group = "main" if seed < self.seed + p["seeds"] else "c8"
+                    self.train("rl", "train_rl.py", self.base, step, seed, group=group)
             self.more_models()
+            self.settings_of_sft_rl()
+            self.updates()
+            self.wide()
+        self.main_seeds(p["seeds"], 3)
+        self.block = "the other checkpoints, every method"
+        for step in p["others"]:
+            self.methods(self.base, step, self.seed)
+            self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
+            for n_shot in p["shots"][2:]:
+                self.ask_base(self.base, step, n_shot)
 
     def main_seeds(self, last: int, start: int = 0) -> None:
         for seed in self.seeds(last, start):
@@ -197,18 +206,18 @@ class Grid:
     def mix_or_scale(self) -> None:
         """C4: the hard tier after RL. Exemplars of that tier, and of gsm (the paper's) as a control."""
         p = self.p
-        models = {"base": self.base}
-        for name, model in [("base", self.base), *p["c4"]["models"].items()]:
+        for name, model in self.models.items():
             self.block = f"C4: {name}"
-            if name != "base":
-                model = models[name] = self.pretrain(name, **model)
             for exemplars in ("hard", "gsm"):
                 asked = dict(tasks=["hard"], group="c4", n_shot=8, shot_task=exemplars)
                 self.evaluate(model, p["late"], "base", variant=f"{exemplars}_shots", **asked)
             for seed in self.seeds(p["c4"]["seeds"]):
                 change = dict(task="hard", lr=p["c4"]["lr"][name], tasks=["hard"])
                 self.train("rl", "train_rl.py", model, p["late"], seed, variant="hard", group="c4", **change)
-        self.models = models
+
+    def another_model(self, name: str) -> None:
+        self.block = f"C4: pre-training of {name}"
+        self.models[name] = self.pretrain(name, **self.p["c4"]["models"][name])
 
     def pools(self) -> None:
         """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter."""
@@ -276,8 +285,8 @@ class Grid:
                 self.train("sft", "train_sft.py", *here, variant=variant, group="k3", lr=rate, steps=steps)
 
     def rollout_budget(self) -> None:
-        """C9: few and many completions a question, on the questions that the base finds easy or hard; the few also for
-        as many completions in all."""
+        """C9: few and many completions a question, on the questions that the base finds easy or hard; the few, first
+        seed only, also for as many completions in all."""
         p, c = self.p, self.p["c9"]
         self.block = "C9: sorting the questions"
         by = self.evaluate(self.base, p["late"], "base", on="train", group="c9", **c["sort"])
@@ -285,8 +294,8 @@ class Grid:
             for only in ("hard", "easy"):
                 self.block = f"C9: {only}, seed {seed}"
                 long = c["steps"] * c["many"] // c["few"]
-                for name, n, steps in (("many", c["many"], c["steps"]), ("few", c["few"], c["steps"]),
-                                       ("long", c["few"], long)):  # fmt: skip
+                kinds = [("many", c["many"], c["steps"]), ("few", c["few"], c["steps"]), ("long", c["few"], long)]
+                for name, n, steps in kinds[: 3 if seed == self.seed else 2]:
                     flags = dict(group_size=n, prompts_per_step=c["prompts_per_step"], steps=steps, only=only)
                     at = [steps * (i + 1) // c["points"] for i in range(c["points"])] if seed == self.seed else []
                     if at:
@@ -305,12 +314,12 @@ class Grid:
             self.train("rl", "train_rl.py", *here, variant="4_updates", group="k4", updates_per_batch=4)
 
     def more_models(self) -> None:
-        """C10: RL on gsm from the models of C4, and what validation says of them before."""
+        """C10: RL on gsm from the models of C4 (but the large one), and what validation says of them before."""
         p, self.block = self.p, "C10: the models of C4"
-        for name, model in self.models.items():
-            for step in [] if name == "base" else self.primary[::-1]:
-                self.evaluate(model, step, "base", n_shot=p["shots"][0], on="val", group="shots")
-                self.train("rl", "train_rl.py", model, step, self.seed, tasks=["gsm"], lr=p["c4"]["lr"][name])
+        for name in p["c10_models"]:
+            model = self.models[name]
+            self.evaluate(model, p["late"], "base", n_shot=p["shots"][0], on="val", group="shots")
+            self.train("rl", "train_rl.py", model, p["late"], self.seed, tasks=["gsm"], lr=p["c4"]["lr"][name])
 
     def dynamics(self, step: int) -> None:
         """Validation along the first seed's runs; step 0 is where a run began."""
