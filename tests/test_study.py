@@ -80,14 +80,15 @@ def test_finished_evaluations_need_no_checkpoints(tmp_path):
 
 def test_the_primary_comparisons_come_first():
     """Cut off anywhere, the lab holds whole methods seed by seed: three seeds of C1, C2, C5, C6, C7 at early and late,
-    then two more, then C4, C3, the controls, C8, C9 and the rest."""
+    then K1, Gold, C3, K3, C4, C9, C8, C10, K2, K4, then two more seeds and the other checkpoints."""
     blocks = list(dict.fromkeys(t.block for t in planned("lab").tasks))
-    keys = ["pre-training", "base, few-shot", "base, shots", *(f"C1 C2 C5 C6 C7: seed {s}" for s in range(1, 6))]
-    keys += ["C4: heavy", "C3: 250", "C3: 1000", "K1", "K2", "K3", "C8", "C9", "K4", "the other checkpoints", "C10"]
+    keys = ["pre-training", "base, few-shot", "base, shots", *(f"C1 C2 C5 C6 C7: seed {s}" for s in range(1, 4))]
+    keys += ["K1", "SFT-Gold", "C3: 250", "C3: 1000", "K3", "C4: base", "C9", "C8", "C10", "K2", "K4", "C5: T 1"]
+    keys += [*(f"C1 C2 C5 C6 C7: seed {s}" for s in (4, 5)), "the other checkpoints"]
     places = [next(i for i, b in enumerate(blocks) if b.startswith(key)) for key in keys]
     assert places == sorted(places)
     lab = planned("lab")
-    first = [t for t in lab.tasks if t.block in blocks[: places[6] + 1] and t.kind == "eval"]
+    first = [t for t in lab.tasks if t.block in blocks[: places[5] + 1] and t.kind == "eval"]
     places = [step * lab.base.flags["batch_tokens"] for step in lab.primary]
     for seed, tokens, method in product((1, 2, 3), places, ("rl", "sft", "sft_rl", "parallel")):
         want = dict(seed=seed, tokens=tokens, split="test", group="main", variant="")
@@ -111,8 +112,8 @@ def test_the_lab_asks_for_what_the_claims_need():
     assert sum(n for (group, *_), n in count.items() if group == "k1") == 13  # 4 rates x 2 lengths; seeds 2, 3: rates
     assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
     assert count["c4", "rl", "hard"] == 10 and count["c8", "rl", ""] == 3
-    for split, kind in product(("easy", "hard"), ("many", "few", "long")):
-        assert count["c9", "rl", f"{split}_{kind}"] == 3
+    for split, (kind, seeds) in product(("easy", "hard"), dict(many=3, few=3, long=1).items()):
+        assert count["c9", "rl", f"{split}_{kind}"] == seeds
     asked = [t for t in tasks if t.record.get("group") == "wide"]
     assert len(asked) == 10 and all(t.flags["k"][-1] == 256 for t in asked)
     sync = [t for t in tasks if t.kind == "train" and t.record["variant"] in ("sync8", "sync_end")]
