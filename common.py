@@ -13,6 +13,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import torch
 
 from kernels.dispatch import describe, matmul_dtype
@@ -146,6 +151,14 @@ class Start:
     identity: dict  # of the training data
 
 
+def peak_memory() -> float:
+    """GB (1e9 bytes) that this process has held at most so far: on the GPU if it uses one, else resident."""
+    if torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
+        return round(held / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3) if resource else 0.0
+
+
 class Run:
     """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line."""
 
@@ -175,7 +188,8 @@ class Run:
         line = " | ".join(f"{label} {format(metrics[key], spec)}" for label, key, spec in pairs if key in metrics)
         print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
         with open(self.out / "metrics.jsonl", "a") as f:
-            f.write(json.dumps({"step": step, **metrics, "perf/elapsed_s": round(elapsed, 2)}) + "\n")
+            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory(), "perf/elapsed_s": round(elapsed, 2)}
+            f.write(json.dumps(row) + "\n")
 
     def sample(self, step: int, row: dict) -> None:
         with open(self.out / "samples.jsonl", "a") as f:

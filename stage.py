@@ -14,6 +14,8 @@ from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
 
 COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
+NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
+limit n_shot warmup_steps threads""".split()
 
 
 def add_system_args(p: argparse.ArgumentParser) -> None:
@@ -82,13 +84,16 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
 
 
 def check_numbers(args) -> None:
-    """Refuse a count below 1 and a rate below 0, of those of these flags that the stage has."""
+    """Refuse a count below 1, a rate below 0 and betas outside [0, 1), of those of these flags that the stage has."""
     for name in COUNTS:
         if (got := getattr(args, name, 1)) < 1:
             raise UserError(f"--{name.replace('_', '-')} {got}: at least 1 is needed")
-    for name in ("lr", "sft_lr"):
-        if not 0 <= (got := getattr(args, name, 0.0)) < math.inf:
+    for name in NOT_NEGATIVE:
+        if (got := getattr(args, name, None)) is not None and not 0 <= got < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {got}: must be a number of at least 0")
+    betas = getattr(args, "betas", [])
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"--betas {betas[0]} {betas[1]}: each must be at least 0 and below 1")
 
 
 def load_start(args, ckpt: dict | None, device: Device):

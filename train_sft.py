@@ -15,11 +15,12 @@ Departures from the paper: laptop defaults; `--preset paper` holds the final rec
 """
 
 import argparse
+import math
 import time
 
 import torch
 
-from common import Run, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.math_qa import draw, format_prompt, format_target, template_for
 from model import check_context
 from stage import add_system_args, add_training_args, load_start, parse
@@ -50,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    return parse(parser(), PRESETS)
+    args, ckpt = parse(parser(), PRESETS)
+    if args.epochs is not None and not 0 < args.epochs < math.inf:
+        raise UserError(f"--epochs {args.epochs}: must be a number above 0; or give --steps")
+    return args, ckpt
 
 
 # ------------------------------------------------------------------------------------------------------- the objective

@@ -149,6 +149,12 @@ def test_prompt_over_the_context(refused, world, base, tmp_path):
         (["--prompts-per-step", "0"], ("--prompts-per-step 0",)),
         (["--max-new-tokens", "0"], ("--max-new-tokens 0",)),
         (["--lr", "nan"], ("--lr nan",)),
+        (["--kl-coef", "-1"], ("--kl-coef -1",)),
+        (["--grad-clip", "-1"], ("--grad-clip -1",)),
+        (["--weight-decay", "-0.1"], ("--weight-decay -0.1",)),
+        (["--n-questions", "-5"], ("--n-questions -5",)),
+        (["--save-every", "-1"], ("--save-every -1",)),
+        (["--betas", "0.9", "1"], ("--betas 0.9 1.0", "below 1")),
         (["--task", "poems"], ("poems",)),
     ],
 )
@@ -157,11 +163,25 @@ def test_rl_settings(refused, world, base, tmp_path, flags, words):
     assert not list(tmp_path.glob("run/*.pt"))
 
 
+def test_epochs(refused, world, base, tmp_path):
+    refused(
+        "train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", "--epochs", "0", words=("--epochs 0",)
+    )
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
 def test_evaluation_settings(refused, world, base, tmp_path):
     flags = ("--data", world, "--out", tmp_path / "r.json")
     refused("evaluate", "--ckpt", base, *flags, "--n-samples", "4", "--k", "1", "8", words=("--k 8", "--n-samples 4"))
     refused("evaluate", "--ckpt", base, *flags, "--k", "0", words=("--k",))
-    for bad in ("--prompts-per-batch 0", "--max-new-tokens 0", "--temperature -1", "--top-p 0"):
+    for bad in (
+        "--prompts-per-batch 0",
+        "--max-new-tokens 0",
+        "--temperature -1",
+        "--top-p 0",
+        "--limit -1",
+        "--n-shot -1",
+    ):
         refused("evaluate", "--ckpt", base, *flags, *bad.split(), words=(bad,))
     refused("evaluate", "--ckpt", base, *flags, "--tasks", "gsm", "poems", words=("poems", "hellaswag"))
     refused("evaluate", "--ckpt", base, *flags, "--tasks", "gsm", "--n-shot", "13", words=("--n-shot 13", "12"))

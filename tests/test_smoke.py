@@ -12,7 +12,7 @@ from tiny import assert_same, load, read_jsonl
 import common
 
 ROOT = Path(common.__file__).parent
-TRAINED = {"train/loss", "train/grad_norm", "train/lr", "perf/tok_per_sec", "perf/step_ms"}
+TRAINED = {"train/loss", "train/grad_norm", "train/lr", "perf/tok_per_sec", "perf/step_ms", "perf/peak_mem_gb"}
 ROLLED = {"reward/mean", "reward/std", "reward/hits", "reward/frac_zero_std_groups", "completion/len_mean"}
 ROLLED |= {"completion/frac_truncated", "completion/parse_failure", "policy/kl", "policy/clip_frac", "policy/entropy"}
 ROLLED |= {"policy/ratio_max", "train/updates"}
