@@ -272,7 +272,7 @@ def pools(lab: Lab) -> list[int]:
 
 
 def c4(lab: Lab) -> Claim:
-    statistic = "hard pass@1 after RL, and its gain, math-heavy − 4x model"
+    statistic = "hard pass@1 after RL, math-heavy − 4x model, − base"
     claim = Claim("C4", "Data mix beats scale on hard problems", statistic,
                   "gain at 20B: +14.3 mix, +8.6 scale, +6.1 base")  # fmt: skip
 
@@ -293,7 +293,7 @@ def c4(lab: Lab) -> Claim:
         what = "gain over the base" if gain else "hard pass@1 after RL"
         for a, b in (("math-heavy", "4x model"), ("math-heavy", "base"), ("4x model", "base")):
             rows = [x - y for x, y in zip(got[a], got[b], strict=False)]
-            claim.add(f"{what}: {a} − {b}", of_rows(rows) if rows else None, primary=a == "math-heavy")
+            claim.add(f"{what}: {a} − {b}", of_rows(rows) if rows else None, primary=a == "math-heavy" and not gain)
     for model in sum(kinds.values(), ()):
         for shots in ("hard", "gsm"):
             rl = lab.by_seed("rl", lab.late, base=model, group="c4", variant="hard")

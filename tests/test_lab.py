@@ -32,7 +32,7 @@ MINI = grid.PRESETS["lab"] | dict(
     c4=dict(models={"heavy": dict(mix="math-heavy"), "large": dict(preset="mini-4x"), "base2": dict(seed=1),
                     "heavy2": dict(mix="math-heavy", seed=1)},
             lr=dict.fromkeys(["base", "heavy", "large", "base2", "heavy2"], 1e-3), seeds=1),
-    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL), c8_seeds={2: 3, 4: 2},
+    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL), c8_seeds=3,
     c10_models=["heavy", "base2"],
     c9=dict(sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL), prompts_per_step=2, few=2,
             many=4, steps=2, points=2),
