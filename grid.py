@@ -38,7 +38,7 @@ LAB = dict(
     ),
     wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
     c10_models=["heavy", "base2", "heavy2"],
-    c8_seeds={1600: 8, 6400: 4},  # of RL at the early and the late checkpoint
+    c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
     k1=dict(rates=[0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
@@ -152,6 +152,7 @@ class Grid:
                 self.gold(self.base, step, seed)
         if "c4" in p:
             self.another_model("large")
+        self.main_seeds(p["seeds"], 3)
         self.pools()
         self.block = "C1, C10: RL at the other checkpoints"
         for step in p["save_at"]:
@@ -165,20 +166,17 @@ class Grid:
                 self.train("rl", "train_rl.py", self.base, step, seed)
         if "c4" in p:
             self.another_model("base2")
-            self.parts_of_parallel()
+            self.rollout_budget()
             self.another_model("heavy2")
             self.mix_or_scale()
-            self.rollout_budget()
             self.block = "C8: more seeds of RL"
-            for step, seeds in p["c8_seeds"].items():
-                for seed in self.seeds(seeds):
-                    group = "main" if seed < self.seed + p["seeds"] else "c8"
-                    self.train("rl", "train_rl.py", self.base, step, seed, group=group)
-            self.more_models()
+            for seed in self.seeds(p["c8_seeds"], p["seeds"]):
+                self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
+            self.parts_of_parallel()
             self.settings_of_sft_rl()
+            self.more_models()
             self.updates()
             self.wide()
-        self.main_seeds(p["seeds"], 3)
         self.block = "the other checkpoints, every method"
         for step in p["others"]:
             self.methods(self.base, step, self.seed)
