@@ -41,7 +41,7 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k1=dict(rates=[0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
+    k1=dict(rates=[1 / 16, 0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
     k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
