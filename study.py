@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,7 @@ class Study(Grid):
     def run_all(self) -> list[str]:
         """Run what is missing, `--jobs` at a time; returns the names of runs that failed. A failed run stops what
         depends on it, not the rest; after `--minutes` nothing new is begun."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `kill` ends the runs too, as Ctrl-C does
         todo = self.to_do()
         print(f"{len(self.tasks)} runs, {len(todo)} to do | {self.args.jobs} side by side", flush=True)
         running: dict[subprocess.Popen, tuple[Task, float]] = {}

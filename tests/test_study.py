@@ -1,6 +1,8 @@
 """The plan of a study: what names a run, what is done again.   pytest -q tests/test_study.py"""
 
 import json
+import os
+import signal
 from argparse import Namespace
 from collections import Counter
 from itertools import product
@@ -206,6 +208,31 @@ def test_a_failure_stops_what_hangs_on_it_alone(tmp_path, monkeypatch):
     made, failed = run_made(tmp_path / "again", monkeypatch, "smoke", bad="sft-")
     assert failed[0].startswith("sft-") and not any(t.name.startswith("sft_rl") for t in made.begun)
     assert any(t.name.startswith("parallel") for t in made.begun)
+
+
+def test_kill_ends_the_runs_too(tmp_path, monkeypatch):
+    ended = []
+
+    class Endless(Ended):
+        def terminate(self):
+            ended.append(self)
+
+    def start(self, task):
+        process = Endless(None)
+        if len(self.begun) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.begun.append(task)
+        return process
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Made, "start", start)
+    monkeypatch.setattr(Made, "to_do", lambda self: [t for t in self.tasks if not t.inputs])
+    try:
+        with pytest.raises(SystemExit):
+            run_made(tmp_path, monkeypatch, "lab")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(ended) >= 1
 
 
 def test_minutes_end_a_study(tmp_path, monkeypatch):
