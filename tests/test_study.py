@@ -82,11 +82,11 @@ def test_finished_evaluations_need_no_checkpoints(tmp_path):
 
 def test_the_primary_comparisons_come_first():
     """Cut off anywhere, the lab holds whole methods seed by seed: three seeds of C1, C2, C5, C6, C7 at early and late,
-    then K1, Gold, two more seeds, C3, C9, C4, C8, K3, K2, C10, K4 and the other checkpoints."""
+    then K1, Gold, two more seeds, C3, C4, C9, C8, K3, K2, C10, K4 and the other checkpoints."""
     blocks = list(dict.fromkeys(t.block for t in planned("lab").tasks))
     keys = ["pre-training", "base, few-shot", "base, shots", *(f"C1 C2 C5 C6 C7: seed {s}" for s in range(1, 4))]
-    keys += ["K1", "SFT-Gold", *(f"C1 C2 C5 C6 C7: seed {s}" for s in (4, 5)), "C3: 250", "C3: 1000", "C9"]
-    keys += ["C4: base", "C8", "K3", "K2", "C10", "K4", "C5: T 1", "the other checkpoints"]
+    keys += ["K1", "SFT-Gold", *(f"C1 C2 C5 C6 C7: seed {s}" for s in (4, 5)), "C3: 250", "C4: base", "C9"]
+    keys += ["C3: 1000", "C8", "K3", "K2", "C10", "K4", "C5: T 1", "the other checkpoints"]
     places = [next(i for i, b in enumerate(blocks) if b.startswith(key)) for key in keys]
     assert places == sorted(places)
     lab = planned("lab")
