@@ -34,7 +34,7 @@ LAB = dict(
     c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
         models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
                 "heavy2": dict(mix="math-heavy", seed=1)},
-        lr={"base": 2e-4, "heavy": 2e-4, "large": 2e-4, "base2": 2e-4, "heavy2": 2e-4}, seeds=2,
+        lr={"base": 2e-4, "heavy": 4e-4, "large": 4e-4, "base2": 2e-4, "heavy2": 4e-4}, seeds=2,  # docs/tuning.md
     ),
     wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
     c10_models=["heavy", "base2", "heavy2"],
@@ -153,7 +153,7 @@ class Grid:
         if "c4" in p:
             self.another_model("large")
         self.main_seeds(p["seeds"], 3)
-        self.pools()
+        self.pool_sizes(*list(p["pools"])[:1])
         self.block = "C1, C10: RL at the other checkpoints"
         for step in p["save_at"]:
             if step not in self.primary:
@@ -166,9 +166,10 @@ class Grid:
                 self.train("rl", "train_rl.py", self.base, step, seed)
         if "c4" in p:
             self.another_model("base2")
-            self.rollout_budget()
             self.another_model("heavy2")
             self.mix_or_scale()
+            self.rollout_budget()
+            self.pool_sizes(*list(p["pools"])[1:])
             self.block = "C8: more seeds of RL"
             for seed in self.seeds(p["c8_seeds"], p["seeds"]):
                 self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
@@ -217,11 +218,11 @@ class Grid:
         self.block = f"C4: pre-training of {name}"
         self.models[name] = self.pretrain(name, **self.p["c4"]["models"][name])
 
-    def pools(self) -> None:
+    def pool_sizes(self, *sizes: int) -> None:
         """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter."""
         p = self.p
-        for n, seeds in p["pools"].items():
-            for seed in self.seeds(seeds):
+        for n in sizes:
+            for seed in self.seeds(p["pools"][n]):
                 self.block = f"C3: {n} questions, seed {seed}"
                 pool, size = dict(n_questions=n, group="c3"), p["sft"].get("batch_size", 64)
                 few, many = (max(1, math.ceil(p[e] * n / size)) for e in ("few_epochs", "many_epochs"))
