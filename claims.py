@@ -336,6 +336,12 @@ def c6(lab: Lab) -> Claim:
         for method in ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel"):
             moved, main = subtract(lab.by_seed(method, t), base, "general"), method in ("rl", "sft")
             claim.add(f"{at(t)}: {NAMES[method]} − base", moved, -1, 0.0, main, 0.015 if method == "rl" else 0.0)
+    variants = {r["variant"]: float(r["variant"].split("x")[0]) for r in lab.evals if r["group"] == "k1"}
+    for variant in sorted(variants, key=lambda v: (int(v.split("x")[1]), variants[v])):  # updates, then rate
+        rate, updates = variant.split("x")
+        moved = subtract(lab.by_seed("sft", lab.late, group="k1", variant=variant), base, "general")
+        claim.add(f"{at(lab.late)}: SFT at rate {rate}, {updates} updates (K1) − base", moved, -1, primary=False)
+    claim.notes.append("Whether SFT's loss of general skill is its objective's or its rate's is what control K1 asks.")
     return claim.done()
 
 

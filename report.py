@@ -139,7 +139,8 @@ def control_page(lab: Lab, key: str, rows: list[dict], draw) -> list[tuple]:
     if not mine:
         return [*blocks, ("text", "Not run.")]
     blocks += [draw(key.lower()), tables.control(mine)]
-    blocks += [("list", tables.k1_note(rows))] if key == "K1" else []
+    base = [figures.general_average(r) for r in lab.base(lab.late, lab.few_shot).values() if r["benchmarks"]]
+    blocks += [("list", tables.k1_note(rows, *base))] if key == "K1" else []
     return [*blocks, ("code", "Commands, first seed", commands(lab, key))]
 
 

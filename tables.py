@@ -211,14 +211,14 @@ def control_rows(rows: list[dict], key: str) -> list[dict]:
     return [r for r in rows if r["group"] == "main" and r["method"] in beside] + mine if mine else []
 
 
-def k1_note(rows: list[dict]) -> list[str]:
-    """SFT's general score at another method's movement, by linear interpolation over the SFT runs in that order."""
-    sft, out = (
-        [r for r in rows if r["method"] == "sft" and r["general"] is not None and r["group"] in ("main", "k1")],
-        [],
-    )
+def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
+    """SFT's general score at another method's movement, by linear interpolation over the base (no movement) and the SFT
+    runs in that order."""
+    sft = [r for r in rows if r["method"] == "sft" and r["general"] is not None and r["group"] in ("main", "k1")]
+    out = []
     for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token"), ("pass@1", "pass@1")):
-        line = sorted((r[axis], r["general"], r["loss"]) for r in sft)
+        start = [(0.0, base, 0.0)] if base is not None and axis != "pass@1" else []
+        line = sorted(start + [(r[axis], r["general"], r["loss"]) for r in sft])
         for method in ("rl", "parallel", "sft_rl"):
             mine = [r for r in rows if r["method"] == method and r["group"] == "main" and r["general"] is not None]
             if not mine or len(line) < 3:
