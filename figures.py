@@ -17,8 +17,9 @@ STYLE = {
 }  # fmt: skip
 LOOKS = {  # colour, line, marker, filled
     "base": ("#777777", "--", "o", False), "base0": ("#a0a0a0", ":", "s", False), "rl": ("#a61c1c", "-", "o", True),
-    "sft": ("#4a90c2", "-", "^", True), "gold": ("#d4a017", "-.", "D", True), "sft_rl": ("#7d3c98", "--", "v", True),
-    "gold_rl": ("#2e7d4f", "-.", "v", False), "parallel": ("#111111", "-", "s", True),
+    "sft": ("#4a90c2", (0, (6, 1.5)), "^", True), "gold": ("#d4a017", "-.", "D", True),
+    "sft_rl": ("#7d3c98", "--", "v", True), "gold_rl": ("#2e7d4f", "-.", "v", False),
+    "parallel": ("#111111", "-", "s", True),
 }  # fmt: skip
 KS = (1, 8, 32)
 
@@ -335,12 +336,20 @@ def movement(rows: list[dict]):
                 if mine:
                     ax.plot(*zip(*mine, strict=True), marker, color=colour, mfc=colour if filled else "white", ms=5,
                             label=NAMES[method])  # fmt: skip
+            first = [r for r in rows if r["method"] == "sft" and r["seed"] == rows[0]["seed"] and r[y] is not None]
+            for r in first if y == "general" else []:  # the rate of SFT, first seed
+                ax.annotate(r["variant"].split("x")[0], (r[x] * (100 if x == "pass@1" else 1), 100 * r[y]), fontsize=5,
+                            xytext=(4, 2), textcoords="offset points")  # fmt: skip
             names = {"distance": "distance / norm of the weights", "kl": "KL from the start, nats a token"}
             ax.set_xlabel(names.get(x, "gsm pass@1, %"))
             ax.set_title({"general": "general average, %", "loss": "general loss, change, nats a token"}[y])
             if x != "pass@1" and ax.lines:
                 ax.set_xscale("log")
-    legend(axes[0, 0])
+                low, high = ax.get_xlim()
+                ax.set_xticks([t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if low < t < high])
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.minorticks_off()
+    legend(axes[1, 0])
     return figure
 
 

@@ -49,6 +49,23 @@ CONTROLS = {
 }  # fmt: skip
 
 
+LEGEND = """
+- Intervals: 95 %, the wider of a bootstrap over questions (facts) and a t-interval over seeds; C6's RL rows 90 %,
+  against ±1.5 points. Differences are paired (same questions, same seeds on both sides), so they need not be the
+  difference of two means in the tables.
+- Verdicts: *reproduced* when the whole interval lies beyond the margin on the predicted side and Holm's correction
+  over the claim's primary rows keeps it; *contradicted* on the other side; *mixed* when primary rows go both ways.
+  *estimate*: one seed. *exploratory*: not primary. Behind these two stands where the interval lies: as predicted,
+  opposite, or open (on both sides of the margin). C2's margin is −3: RL may be 3 points worse.
+- Methods: SFT on one solution a question, SFT-Gold on all; SFT→RL, Gold→RL: RL from there; parallel: parallel
+  averaging. base, best shots: with the number of exemplars that validation questions prefer. hard: the world's harder
+  tier; 4x model: 3.5 instead of 1.0 million parameters.
+- Scores: T 0.6, top-p 0.95, 32 samples; training reward: T 1, strict. format: share of completions with the
+  final-answer marker. Guess floor: answers drawn blindly from the training answers; shuffled: the model's own, dealt
+  to other questions.
+"""
+
+
 # ---------------------------------------------------------------------------------------------------------------- texts
 def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
     """What stands above the claims, and the list of what was not run, which goes to the end."""
@@ -62,7 +79,8 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
         f"Preset `{m['preset']}`, first seed {m['seed']}, on {m['machine']}: {done} of {len(m['runs'])} planned runs "
         f"finished, {hours:.1f} core hours, one thread a run, {m['jobs']} side by side.",
         f"Commits {', '.join(commits) or '–'}; source hashes {', '.join(sources) or '–'}."
-        + " **Mixed sources: the runs are not all of one code.**" * (len(sources) > 1),
+        + " **Mixed sources: the runs are not all of one code** (a README.md beside this report says more)."
+        * (len(sources) > 1),
         f"Seeds of direct RL by checkpoint: {', '.join(seeds) or 'none'}. One pre-training unless said: intervals are "
         "conditional on it. With one seed a row is an *estimate*, never a verdict.",
         "Rules, fixed beforehand: [docs/analysis_plan.md](../../analysis_plan.md). Scores are flexible; strict: only "
@@ -86,14 +104,18 @@ def still_open(claims: list[Claim]) -> list[str]:
     ]
 
 
+def told_of(lab: Lab, key: str) -> tuple[int, int]:
+    """(checkpoint, seed) whose answers a claim shows; claims of the same methods take different seeds."""
+    tokens, seeds = lab.early if key == "C1" else lab.late, sorted(lab.by_seed("parallel", lab.late))
+    return tokens, lab.manifest["seed"] if key in SHOWN or not seeds else seeds[int(key[1:]) % len(seeds)]
+
+
 def read_out(lab: Lab, key: str) -> list[str]:
     """First answer to each of the first three questions, right or wrong, by method, at the claim's checkpoint."""
-    tokens, asked = lab.early if key == "C1" else lab.late, {}
+    tokens, seed, asked = *told_of(lab, key), {}
     for name, want in SHOWN.get(key, MAIN):
-        n_shot = {} if want else {"n_shot": lab.shots(tokens)}
-        found = lab.find(
-            **{"method": "base", "tokens": tokens, "n_shot": 0, "seed": lab.manifest["seed"], **n_shot, **want}
-        )
+        usual = dict(n_shot=0, seed=seed) if want else dict(n_shot=lab.shots(tokens))
+        found = lab.find(**{"method": "base", "tokens": tokens, **usual, **want})
         for row in read_jsonl((lab.folder / found[0]["out"]).with_suffix(".samples.jsonl")) if found else []:
             asked.setdefault((row["task"], row["prompt"], row["gold"]), {}).setdefault(name, row["completion"].strip())
     out = []
@@ -113,9 +135,10 @@ def claim_page(lab: Lab, claim: Claim, draw) -> list[tuple]:
     head = f"**{claim.title}.** Statistic: {claim.statistic}. Paper: {claim.paper}. Verdict: **{claim.verdict}**."
     blocks = [("head", 2, claim.key), ("text", head)]
     blocks += [draw(name) for name in FIGURES[claim.key]] + [draw(f"{claim.key.lower()}_differences")]
-    rows = [[c.name, interval(c), str(c.seeds or "–"), "primary" if c.primary else "", verdict(c)]
+    rows = [[c.name, interval(c), c.predicted, str(c.seeds or "–"), "primary" if c.primary else "", verdict(c)]
             for c in claim.comparisons]  # fmt: skip
-    blocks += [("table", ["comparison", "points [interval]", "seeds", "", "verdict"], rows)] if rows else []
+    head = ["comparison", "points [interval]", "predicted", "seeds", "", "verdict"]
+    blocks += [("table", head, rows)] if rows else []
     blocks += [("list", claim.notes)] if claim.notes else []
     if claim.key in ("C5", "C7"):
         said = (
@@ -126,7 +149,9 @@ def claim_page(lab: Lab, claim: Claim, draw) -> list[tuple]:
         blocks += [("text", "To pass@256 on 100 questions, at two temperatures:"), tables.wide(lab)]
         blocks += [("text", "The step that validation would have chosen, beside the last:"), tables.chosen(lab)]
     if told := read_out(lab, claim.key):
-        blocks.append(("code", "Samples: first answers to the first questions, not chosen", told))
+        tokens, seed = told_of(lab, claim.key)
+        said = f"Samples, from {at(tokens)} tokens, seed {seed}: first answers to the first questions, not chosen"
+        blocks.append(("code", said, told))
     if said := commands(lab, claim.key):
         blocks.append(("code", f"Commands, first seed ({len(said)}; other seeds differ in --seed alone)", said))
     return blocks
@@ -187,7 +212,8 @@ def build(folder: str | Path) -> Path:
 
     above, not_run = provenance(lab)
     blocks = [("head", 1, f"The claims of the paper, measured (preset {lab.manifest['preset']})"), *above,
-              tables.claims(claims), draw("passk"), ("head", 2, "What remains open"), ("list", still_open(claims)),
+              tables.claims(claims), ("list", [" ".join(part.split()) for part in LEGEND.split("\n- ")[1:]]),
+              draw("passk"), ("head", 2, "What remains open"), ("list", still_open(claims)),
               ("head", 2, "Every method from every checkpoint"), tables.score(lab)]  # fmt: skip
     for claim in claims:
         blocks += claim_page(lab, claim, draw)
@@ -197,7 +223,7 @@ def build(folder: str | Path) -> Path:
         ("head", 2, "Beside the paper"),
         ("text", "Paper / ours, at the paper's checkpoint nearest in fraction of training. Absolute values are not "
                  "comparable, since model, data and questions differ; only patterns are."),
-        tables.paper(lab), ("head", 2, "General benchmarks"), tables.benchmark(lab),
+        tables.paper(lab), ("head", 2, f"General benchmarks, {at(lab.late)} tokens"), tables.benchmark(lab),
         ("head", 2, "Calibration of the world"), tables.calibration(lab), draw("pretraining"),
         ("text", "Every command of every run, in order, stands in runs.json."), *not_run,
     ]  # fmt: skip

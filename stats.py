@@ -106,6 +106,13 @@ class Comparison:
     def interval(self) -> tuple[float, float]:
         return self.difference.interval(0.10 if self.within else LEVEL)
 
+    @property
+    def predicted(self) -> str:
+        """In points: > 0, < 0, > −3, within ±1.5."""
+        if self.within:
+            return f"within ±{100 * self.within:g}"
+        return f"{'>' if self.sign > 0 else '<'} {100 * self.margin:g}".replace("-", "−")
+
 
 def judge(comparisons: list[Comparison]) -> str:
     """Give each comparison its verdict (the primary ones corrected together), return the claim's."""

@@ -26,7 +26,7 @@ def interval(c: Comparison) -> str:
 
 
 def verdict(c: Comparison) -> str:
-    return f"{c.verdict}: {c.leaning}" if c.verdict == "estimate" else c.verdict
+    return f"{c.verdict}: {c.leaning}" if c.verdict in ("estimate", "exploratory") else c.verdict
 
 
 def spread(results: list[dict], get) -> str:
@@ -40,11 +40,13 @@ def claims(claims: list[Claim]) -> tuple:
     rows = []
     for claim in claims:
         main = [c for c in claim.comparisons if c.primary]
-        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference] or claim.notes[:1]
+        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference] or claim.notes[:2]
+        leanings = {c.leaning for c in main if c.difference}
+        said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if claim.verdict == "estimate" and leanings else "")
         seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
         link = f"[{claim.key}](#{claim.key.lower()})"
         rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,
-                     f"**{claim.verdict}**", f"[below](#{claim.key.lower()})"])  # fmt: skip
+                     said, f"[below](#{claim.key.lower()})"])  # fmt: skip
     head = ["", "claim", "primary statistic, points", "paper", "ours [95 % interval]", "seeds", "verdict", "figure"]
     return "table", head, rows
 
@@ -54,8 +56,8 @@ def score(lab: Lab) -> tuple:
     head = ["tokens", "method", "seeds", *(f"pass@{k}" for k in KS), *(f"strict @{k}" for k in KS), "format", "general"]
     rows = []
     for t in lab.planned["base"]:
-        best = lab.shots(t)
-        asked = [(f"base, {n}-shot" + ", best on validation" * (n == best), list(lab.base(t, n).values()))
+        best, compared = lab.shots(t), len(lab.asked_on_validation(t)) > 1
+        asked = [(f"base, {n}-shot" + ", best on validation" * (n == best and compared), list(lab.base(t, n).values()))
                  for n in dict.fromkeys((lab.few_shot, 0, best))]  # fmt: skip
         asked += [(NAMES[m], list(lab.by_seed(m, t).values())) for m in ORDER if t in lab.planned[m]]
         for name, found in asked:
