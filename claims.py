@@ -312,13 +312,18 @@ def c4(lab: Lab) -> Claim:
         for a, b in (("math-heavy", "4x model"), ("math-heavy", "base"), ("4x model", "base")):
             rows = [x - y for x, y in zip(got[a], got[b], strict=False)]
             claim.add(f"{what}: {a} − {b}", of_rows(rows) if rows else None, primary=a == "math-heavy" and not gain)
+        for i, (x, y) in enumerate(zip(got["math-heavy"], got["base"], strict=False)):
+            pair = f"{what}: math-heavy − base, pre-training seed {lab.manifest['seed'] + i}"
+            claim.add(pair, of_rows([x - y]), primary=False)
     for model in sum(kinds.values(), ()):
         for shots in ("hard", "gsm"):
             rl = lab.by_seed("rl", lab.late, base=model, group="c4", variant="hard")
             start = lab.base(lab.late, 8, base=model, group="c4", variant=f"{shots}_shots")
             claim.add(f"{model}: RL − base, 8 {shots} exemplars", subtract(rl, start, 1, "hard"), primary=False)
-    claim.notes.append("Seeds of the first six rows are pre-trainings (each the mean of its RL seeds); the 4x model "
-                       "has one, so its contrasts are estimates.")  # fmt: skip
+    claim.notes.append(
+        "Seeds of the contrasts between models are pre-trainings (each the mean of its RL seeds): the 4x model has "
+        "one, so its contrasts are estimates; two leave the t-interval one degree of freedom."
+    )
     costs = [f"{r['base']} {tokens_of(r) * lab.flops_per_token(r['base']):.2g}"
              for r in lab.runs if r["kind"] == "pretrain"]  # fmt: skip
     claim.notes.append(f"FLOPs of pre-training, at equal tokens: {', '.join(costs)}.")
@@ -430,7 +435,9 @@ def c9(lab: Lab) -> Claim:
     for row in lab.find(method="base", tokens=t, group="c9", split="train", temperature=1.0):
         q = row["result"]["questions"]["gsm"]["questions"]
         share = np.array(q["strict"]) / np.array(q["n"])
-        parts = f"{sum(share >= 0.25)} in a quarter or more (easy), {sum(share <= 0.125)} in an eighth or less (hard)"
+        easy, hard = sum(share >= 0.25), sum(share <= 0.125)
+        parts = f"{easy} in a quarter or more (easy), {hard} in an eighth or less (hard)"
+        parts += "; the easy ones are too few to say anything of easy questions" * int(easy < 30)
         claim.notes.append(
             f"{len(share)} training questions by the share of samples that the base gets right: {parts}."
         )
