@@ -233,5 +233,8 @@ def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
             there = [float(np.interp(here, [s[0] for s in line], [s[i] for s in line])) for i in (1, 2)]
             ours = f"{100 * general:.1f} and {loss:+.4f}"
             sft_there = f"{100 * there[0]:.1f} and {there[1]:+.4f}"
-            out.append(f"{name}: general average and change of general loss {ours}; SFT moved as far: {sft_there}.")
+            near = " (between the base and the SFT run that moved least)" * (here < min(r[axis] for r in sft))
+            out.append(
+                f"{name}: general average and change of general loss {ours}; SFT moved as far{near}: {sft_there}."
+            )
     return out or ["Not run yet."]

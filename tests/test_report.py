@@ -248,7 +248,7 @@ def test_movement_note_by_hand():
     rows.append({"method": "rl", "distance": 2.5, "general": 0.85, "pass@1": 0.1, **usual})
     assert "85.0 and +0.0000; SFT moved as far: 70.0 and" in k1_note(rows)[0]
     rows[-1]["distance"] = 0.5  # nearer than any SFT run: between the base, 1.0, and the first of them
-    assert "outside" in k1_note(rows)[0] and "SFT moved as far: 95.0 and" in k1_note(rows, 1.0)[0]
+    assert "outside" in k1_note(rows)[0] and "moved least): 95.0 and" in k1_note(rows, 1.0)[0]
 
 
 def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
