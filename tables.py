@@ -42,7 +42,8 @@ def claims(claims: list[Claim]) -> tuple:
         main = [c for c in claim.comparisons if c.primary]
         ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference] or claim.notes[:2]
         leanings = {c.leaning for c in main if c.difference}
-        said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if claim.verdict == "estimate" and leanings else "")
+        alike = claim.verdict == "estimate" and len(leanings) == 1  # else the rows say it
+        said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if alike else "")
         seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
         link = f"[{claim.key}](#{claim.key.lower()})"
         rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,

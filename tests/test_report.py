@@ -10,11 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import report
-from claims import CLAIMS, Lab, validation_loss
+from claims import CLAIMS, Claim, Lab, of_rows, validation_loss
 from common import UserError
 from evaluate import pass_at_k
 from grid import BENCHMARKS, PRESETS, amount
+from stats import Comparison
 from study import Study
+from tables import claims as claims_table
 from tables import k1_note
 
 N = 60
@@ -249,6 +251,15 @@ def test_movement_note_by_hand():
     assert "85.0 and +0.0000; SFT moved as far: 70.0 and" in k1_note(rows)[0]
     rows[-1]["distance"] = 0.5  # nearer than any SFT run: between the base, 1.0, and the first of them
     assert "outside" in k1_note(rows)[0] and "moved least): 95.0 and" in k1_note(rows, 1.0)[0]
+
+
+def test_an_estimate_says_its_side_only_when_its_rows_agree():
+    """Three one-seed rows: two as predicted and one opposite; then two that agree."""
+    rows = [Comparison("a", of_rows([np.full(9, d)])) for d in (0.1, 0.2, -0.1)]
+    for shown, said in ((rows, "**estimate**"), (rows[:2], "**estimate**: as predicted")):
+        claim = Claim("C1", "title", "statistic", "paper", shown)
+        claim.done()
+        assert claims_table([claim])[2][0][6] == said
 
 
 def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
