@@ -23,9 +23,8 @@ import torch
 from kernels.dispatch import describe, matmul_dtype
 
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
-CHECKPOINT_KEYS = (
-    "format stage step tokens model model_config tokenizer optimizer rng data config parent metrics versions"
-)
+CHECKPOINT_KEYS = """format stage step tokens model model_config tokenizer optimizer rng data config parent metrics
+versions""".split()
 
 
 class UserError(Exception):
@@ -140,17 +139,6 @@ def check_finite(value: float, step: int, out, what: str = "loss") -> None:
 
 
 # ------------------------------------------------------------------------------------------------ run folder and logs
-@dataclass
-class Start:
-    """Where a run begins: from nothing, from `--init` (step 0), or from `--resume` (where the file stopped)."""
-
-    step: int
-    tokens: int  # pre-training tokens behind the weights
-    tokenizer: dict  # its identity
-    parent: dict | None
-    identity: dict  # of the training data
-
-
 def peak_memory() -> float:
     """GB (1e9 bytes) that this process has held at most so far: on the GPU if it uses one, else resident."""
     if torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
@@ -160,9 +148,10 @@ def peak_memory() -> float:
 
 
 class Run:
-    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line."""
+    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line.
+    `start`: a stage.Start."""
 
-    def __init__(self, args, stage: str, start: Start):
+    def __init__(self, args, stage: str, start):
         self.args, self.stage, self.out = args, stage, Path(args.out)
         self.start, self.began = start, time.time()
         writable_dir(self.out)
@@ -249,7 +238,7 @@ def load_checkpoint(path) -> dict:
     except Exception as error:  # torch.load's failures have no common class; each means the same to a user
         what = f"truncated or foreign ({type(error).__name__})"
         raise UserError(f"{path} is no readable checkpoint but {what}; use another") from error
-    missing = [k for k in CHECKPOINT_KEYS.split() if not isinstance(ckpt, dict) or k not in ckpt]
+    missing = [k for k in CHECKPOINT_KEYS if not isinstance(ckpt, dict) or k not in ckpt]
     if missing:
         raise UserError(f"{path} is no checkpoint of ours (it has no {missing[0]}); use a ckpt_*.pt that a stage wrote")
     if ckpt["format"] != FORMAT:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import figures
 import tables
-from claims import CLAIMS, Claim, Lab, at, read_jsonl
+from claims import CLAIMS, Claim, at
 from common import run, writable_dir
+from lab import Lab, read_jsonl
 from tables import ORDER, interval, verdict
 
 # A report is a list of blocks: ("head", level, text), ("text", text), ("list", lines), ("table", head, rows),

@@ -4,11 +4,12 @@ import argparse
 import hashlib
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from common import Device, Start, UserError, load_checkpoint, parent_of
+from common import Device, UserError, load_checkpoint, parent_of
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
@@ -16,6 +17,17 @@ from model import load_model
 COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
 limit n_shot warmup_steps threads""".split()
+
+
+@dataclass
+class Start:
+    """Where a run begins: from nothing, from `--init` (step 0), or from `--resume` (where the file stopped)."""
+
+    step: int
+    tokens: int  # pre-training tokens behind the weights
+    tokenizer: dict  # its identity
+    parent: dict | None
+    identity: dict  # of the training data
 
 
 def add_system_args(p: argparse.ArgumentParser) -> None:

@@ -26,10 +26,10 @@ from itertools import groupby
 from pathlib import Path
 
 import report
-from claims import read_json, read_jsonl
 from common import UserError, run, writable_dir
 from evaluate import git_commit, source_hash
 from grid import PRESETS, Grid, Task, words
+from lab import read_json, read_jsonl
 
 HERE = Path(__file__).parent
 KEPT = ("seconds", "commit", "source")  # of a finished run, in runs.json

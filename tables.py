@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 import figures
-from claims import NAMES, Claim, Lab, at, shuffled, value
+from claims import Claim, at
 from figures import KS, general_average
+from lab import NAMES, Lab, shuffled, value
 from paper import PAPER
 from stats import Comparison
 

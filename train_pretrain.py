@@ -21,11 +21,11 @@ import time
 
 import torch
 
-from common import Run, Start, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
 from data.tokens import TokenMix, load_meta, val_batches
 from model import PRESETS, build_model, load_model
-from stage import add_system_args, add_training_args, note_changes, parse
+from stage import Start, add_system_args, add_training_args, note_changes, parse
 
 
 def parser() -> argparse.ArgumentParser:

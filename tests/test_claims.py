@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from claims import per_question, shuffled
+from lab import per_question, shuffled
 from stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
 
 

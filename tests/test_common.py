@@ -219,7 +219,7 @@ def test_weights_hash():
 def test_checkpoint_of_a_stage(sft_run, base):
     """Every key, plain float32 weights, and the parent by file, stage, step, tokens and hash."""
     ckpt, parent = load(sft_run / "ckpt_000004.pt"), load(base)
-    assert set(ckpt) == set(common.CHECKPOINT_KEYS.split()) and ckpt["format"] == 1 and ckpt["stage"] == "train_sft"
+    assert set(ckpt) == set(common.CHECKPOINT_KEYS) and ckpt["format"] == 1 and ckpt["stage"] == "train_sft"
     assert ckpt["step"] == 4 and ckpt["tokens"] == parent["tokens"] == 1234 and ckpt["tokenizer"] == parent["tokenizer"]
     assert ckpt["model"].keys() == parent["model"].keys()
     assert {v.dtype for v in ckpt["model"].values()} == {torch.float32}

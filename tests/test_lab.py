@@ -15,7 +15,8 @@ import grid
 import model
 import report
 import study
-from claims import CLAIMS, Lab
+from claims import CLAIMS
+from lab import Lab
 
 SHAPE = dict(n_layer=1, n_head=2, n_hidden=32, init_std=0.1)
 SMALL = dict(max_new_tokens=6)

@@ -10,10 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 
 import report
-from claims import CLAIMS, Claim, Lab, of_rows, validation_loss
+from claims import CLAIMS, Claim
 from common import UserError
 from evaluate import pass_at_k
 from grid import BENCHMARKS, PRESETS, amount
+from lab import Lab, of_rows, validation_loss
 from stats import Comparison
 from study import Study
 from tables import claims as claims_table

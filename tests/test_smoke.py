@@ -45,7 +45,7 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
     stages = {"base": "train_pretrain", "sft": "train_sft", "rl": "train_rl", "parallel": "merge"}
     for name, run in runs.items():
         ckpt, rows = load(run / "ckpt_000002.pt"), read_jsonl(run / "metrics.jsonl")
-        assert set(ckpt) == set(common.CHECKPOINT_KEYS.split()) and ckpt["stage"] == stages[name] and ckpt["step"] == 2
+        assert set(ckpt) == set(common.CHECKPOINT_KEYS) and ckpt["stage"] == stages[name] and ckpt["step"] == 2
         assert ckpt["tokens"] == 256 and json.loads((run / "config.json").read_text())["steps"] == 2
         needed = TRAINED | (ROLLED if name in ("rl", "parallel") else set())
         assert [r["step"] for r in rows] == [1, 2] and all(needed <= r.keys() for r in rows), name

@@ -1,0 +1,179 @@
+"""A study read back: its evaluations by what was evaluated, the logs of its runs, scores of each question and their
+paired differences. claims.py judges them; figures.py and tables.py show them.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from common import UserError
+from data.math_qa import parse_number
+from evaluate import pass_at_k
+from model import PRESETS as SHAPES
+from stats import Difference
+
+NAMES = {"base": "base", "rl": "RL", "sft": "SFT", "gold": "SFT-Gold", "sft_rl": "SFT→RL", "gold_rl": "Gold→RL",
+         "parallel": "parallel"}  # fmt: skip
+pass_of_counts = cache(pass_at_k)  # few counts, asked for very often
+
+
+def read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Rows of a log; [] if there is none. A row cut off by a crash is left out."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class Lab:
+    """Evaluations of a study by what was evaluated, and the logs of its runs."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.manifest = folder, read_json(folder / "runs.json")
+        if not isinstance(self.manifest, dict) or "runs" not in self.manifest:
+            raise UserError(f"{folder} holds no readable runs.json; give the folder that study.py --out wrote")
+        self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
+        self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
+        for r in self.evals:
+            r["result"] = read_json(folder / r["out"])
+        main = [r for r in self.evals if r["base"] == "base" and r["group"] == "main"]
+        self.few_shot = max((r["n_shot"] for r in main), default=8)
+        self.planned = {m: sorted({r["tokens"] for r in main if r["method"] == m}) for m in NAMES}
+        self.primary = self.manifest.get("primary") or self.planned["rl"]
+        self.early, self.late = min(self.primary, default=0), max(self.primary, default=0)
+
+    def find(self, **want) -> list[dict]:
+        """Finished evaluations with these fields; unless said, of pre-training "base", group "main", test questions,
+        no variant, T 0.6, after the last step. ... leaves a field open."""
+        usual = dict(base="base", group="main", split="test", variant="", temperature=0.6, train_step=None)
+        want = {k: v for k, v in (usual | want).items() if v is not ...}
+        return [r for r in self.evals if r["result"] and all(r.get(k) == v for k, v in want.items())]
+
+    def by_seed(self, method: str, tokens: int, n_shot: int = 0, **want) -> dict[int, dict]:
+        return {r["seed"]: r["result"] for r in self.find(method=method, tokens=tokens, n_shot=n_shot, **want)}
+
+    def asked_on_validation(self, tokens: int, base: str = "base") -> list[dict]:
+        return self.find(method="base", tokens=tokens, base=base, split="val", group="shots", n_shot=...)
+
+    def shots(self, tokens: int, base: str = "base") -> int | None:
+        """The number of shots that validation questions prefer for the base at this checkpoint (pass@1); a study that
+        asked only one on validation takes the paper's few-shot base."""
+        planned = {r["n_shot"] for r in self.evals if (r["group"], r["tokens"], r["base"]) == ("shots", tokens, base)}
+        found = self.asked_on_validation(tokens, base)
+        if len(planned) < 2 or len(found) < 2:
+            return self.few_shot
+        return max(found, key=lambda r: value(r["result"], 1))["n_shot"]
+
+    def base(self, tokens: int, n_shot: int | None | str = "best", **want) -> dict[None, dict]:
+        """Its one evaluation, under the key None: a base has no post-training seed and is paired with every one."""
+        n_shot = self.shots(tokens) if n_shot == "best" else n_shot
+        found = {} if n_shot is None else self.by_seed("base", tokens, n_shot, **want)
+        return dict.fromkeys([None], next(iter(found.values()))) if found else {}
+
+    def log(self, method: str, tokens: int, seed: int, group: str = "main", variant: str = "") -> list[dict]:
+        """metrics.jsonl of a run from pre-training "base"."""
+        key = (method, "base", tokens, seed, group, variant)
+        for r in self.runs:
+            if (r["method"], r["base"], r.get("tokens"), r["seed"], r.get("group"), r.get("variant")) == key:
+                return read_jsonl(self.folder / r["metrics"])
+        return []
+
+    def flops_per_token(self, base: str = "base") -> float:
+        """Training FLOPs of a token at the model's whole context; a third of it is one forward pass."""
+        model = next((r for r in self.runs if r["kind"] == "pretrain" and r["base"] == base), {})
+        shape = SHAPES[model.get("preset", "world")]
+        return shape.flops_per_token(shape.block_size)
+
+
+def value(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") -> float:
+    return result["questions"][task][scoring][f"pass@{k}"]["value"]
+
+
+def per_question(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") -> np.ndarray:
+    q = result["questions"][task]["questions"]
+    return np.array([pass_of_counts(n, c, k) for n, c in zip(q["n"], q[scoring], strict=True)])
+
+
+def shuffled(result: dict, k: int, task: str = "gsm", shifts: int = 20) -> np.ndarray:
+    """The shuffle control: pass@k of each question when its answers are those that the model gave to another, the one
+    s further on; mean over `shifts` different s. Kept with the result, since it takes a while."""
+    kept = result.setdefault("shuffled", {})
+    if (k, task) in kept:
+        return kept[k, task]
+    q = result["questions"][task]["questions"]
+
+    @cache
+    def key(answer: str):
+        number = parse_number(answer)
+        return answer.strip() if number is None else number
+
+    counts = []  # of each question: answer -> how often
+    for answers in q["answers"]:
+        counts.append({})
+        for answer, times in answers.items():
+            if answer:
+                counts[-1][key(answer)] = counts[-1].get(key(answer), 0) + times
+    size, gold = len(counts), [key(g) for g in q["gold"]]
+    steps = [1 + i * (size - 1) // shifts for i in range(min(shifts, size - 1))]
+    dealt = [[pass_of_counts(q["n"][i], counts[(i + s) % size].get(gold[i], 0), k) for s in steps] for i in range(size)]
+    kept[k, task] = np.array(dealt).mean(1)
+    return kept[k, task]
+
+
+def scores(result: dict, metric, task: str) -> np.ndarray:
+    """Of each question. metric: k of pass@k, or ("beyond", k): pass@k minus the shuffle control."""
+    if isinstance(metric, int):
+        return per_question(result, metric, task=task)
+    return per_question(result, metric[1], task=task) - shuffled(result, metric[1], task)
+
+
+def subtract(a: dict[int, dict], b: dict[int, dict], metric, task: str = "gsm") -> Difference | None:
+    """a - b over the seeds that both have; a b of one shared result (key None) is taken from each of a's."""
+    if None in b:
+        b = dict.fromkeys(a, b[None])
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return None
+    if metric != "general":
+        return of_rows([scores(a[s], metric, task) - scores(b[s], metric, task) for s in seeds])
+    parts = []
+    for name, bench in a[seeds[0]]["benchmarks"].items():
+        facts = np.array(bench["facts"])
+        hits = lambda r, name=name: np.array(list(map(int, r["benchmarks"][name]["hits"])))  # noqa: E731
+        sums = np.array([np.bincount(facts, hits(a[s]) - hits(b[s])) for s in seeds])
+        parts.append((sums, np.bincount(facts)))
+    return Difference(parts) if parts else None
+
+
+def of_rows(rows: list[np.ndarray]) -> Difference:
+    return Difference([(np.array(rows), np.ones(len(rows[0])))])
+
+
+def mean(found: dict, k: int = 1) -> float:
+    """pass@k, mean over seeds."""
+    return float(np.mean([value(r, k) for r in found.values()]))
+
+
+def mean_score(found: dict, k: int) -> str:
+    return f"{100 * mean(found, k):.1f}"
+
+
+def pools(lab: Lab) -> list[int]:
+    found = {r["variant"].removeprefix("pool") for r in lab.evals if r["group"] == "c3" and r["method"] == "rl"}
+    return sorted(map(int, found))
+
+
+def validation_loss(lab: Lab, base: str, tokens: int) -> float | None:
+    """Of the pre-training run when it had read `tokens`."""
+    run = next(r for r in lab.runs if r["kind"] == "pretrain" and r["base"] == base)
+    for row in read_jsonl(lab.folder / run["metrics"]):
+        if row.get("train/tokens") == tokens and "eval/loss" in row:
+            return row["eval/loss"]
+    return None
