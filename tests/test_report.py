@@ -20,6 +20,8 @@ from study import Study
 from tables import claims as claims_table
 from tables import k1_note
 
+ROOT = Path(__file__).resolve().parents[1]
+TRIPLE = r"([+-]?\d+\.\d) \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
 N = 60
 STEPS = PRESETS["lab"]["late"]
 LATE = STEPS * PRESETS["lab"]["pretrain"]["batch_tokens"]
@@ -277,3 +279,27 @@ def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
 def test_a_folder_that_is_no_study(tmp_path):
     with pytest.raises(UserError, match="runs.json"):
         report.build(tmp_path)
+
+
+def numbers(text: str) -> list[str]:
+    """Each "d [low, high]" in a text, in the report's spelling: signs written out, minus as a hyphen."""
+    plain = text.replace("−", "-")
+    sign = lambda x: x if x[0] in "+-" else "+" + x  # noqa: E731
+    return [f"{sign(d)} [{sign(low)}, {sign(high)}]" for d, low, high in re.findall(TRIPLE, plain)]
+
+
+def test_readme_says_what_the_reports_say():
+    """Its intervals and counts stand in the lab's report, its rows of scores in the laptop's."""
+    readme = (ROOT / "README.md").read_text()
+    lab, laptop = ((ROOT / f"docs/results/{name}/report.md").read_text() for name in ("lab", "laptop"))
+    told = numbers(readme)
+    assert len(told) > 20 and set(told) <= set(numbers(lab)), sorted(set(told) - set(numbers(lab)))
+    assert re.search(r"(\d+ of \d+)\s+planned runs", readme)[1] in lab
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in laptop.splitlines()]
+    rows = {r[1].removesuffix(", best on validation"): r for r in rows if len(r) == 11 and r[0] in ("8.2M", "")}
+    names = "base, 8-shot|base, 0-shot|RL|SFT|SFT-Gold|SFT→RL|parallel|*guess floor*".split("|")
+    for line, columns in (("ours", (3, 5)), ("ours, general", (10,))):
+        ours = re.search(rf"^\| {line} \|(.*)\|$", readme, re.M)[1].split("|")
+        for name, cell in zip(names, ours, strict=True):
+            if cell.strip() and rows[name][columns[0]] != "–":
+                assert cell.strip() == " / ".join(rows[name][c] for c in columns), (line, name)
