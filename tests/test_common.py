@@ -323,3 +323,14 @@ def test_device_and_dtype_are_said(ok, refused, base, world, tmp_path):
     if not torch.cuda.is_available():
         refused("train_sft", *flags, "--out", tmp_path / "b", "--device", "cuda", words=("--device cuda",))
         refused("train_sft", *flags, "--out", tmp_path / "b", "--kernels", "triton", words=("triton",))
+
+
+def test_peak_memory_counts_gigabytes():
+    """In a fresh process: 300 MB written raise the most ever held by as much, and freeing them lowers nothing."""
+    code = """import common, torch
+before = common.peak_memory()
+filled = torch.ones(75_000_000)
+grown = common.peak_memory()
+del filled
+assert before + 0.25 < grown < before + 0.4 and common.peak_memory() >= grown, (before, grown)"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

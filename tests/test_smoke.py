@@ -50,6 +50,8 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
         needed = TRAINED | (ROLLED if name in ("rl", "parallel") else set())
         assert [r["step"] for r in rows] == [1, 2] and all(needed <= r.keys() for r in rows), name
         assert all(math.isfinite(v) for r in rows for v in r.values() if v is not None)
+        held = [r["perf/peak_mem_gb"] for r in rows]  # the most so far; torch alone is over 0.1 GB
+        assert 0.1 < held[0] <= held[1] < 4, held
         assert not [p for p in run.iterdir() if p.name.startswith(".")]
         if name != "base":
             parent = load(runs["base"] / "ckpt_000002.pt")
