@@ -167,6 +167,7 @@ def control_page(lab: Lab, key: str, rows: list[dict], draw) -> list[tuple]:
     blocks += [draw(key.lower()), tables.control(mine)]
     base = [figures.general_average(r) for r in lab.base(lab.late, lab.few_shot).values() if r["benchmarks"]]
     blocks += [("list", tables.k1_note(rows, *base))] if key == "K1" else []
+    blocks += [tables.control_differences(lab, key)] if key != "K1" else []
     return [*blocks, ("code", "Commands, first seed", commands(lab, key))]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import figures
 from claims import Claim, at
 from figures import KS, general_average
-from lab import NAMES, Lab, shuffled, value
+from lab import NAMES, Lab, shuffled, subtract, value
 from paper import PAPER
 from stats import Comparison
 
@@ -184,28 +184,25 @@ def control(rows: list[dict]) -> tuple:
     for key in dict.fromkeys((r["method"], r["variant"]) for r in rows):
         mine = [r for r in rows if (r["method"], r["variant"]) == key]
         cells = []
-        for name, form in (
-            ("pass@1", "%"),
-            ("pass@32", "%"),
-            ("general", "%"),
-            ("loss", ""),
-            ("distance", ""),
-            ("kl", ""),
-        ):
+        for name in ("pass@1", "pass@32", "general", "loss", "distance", "kl"):
             mean = np.mean([r[name] for r in mine if r[name] is not None] or [np.nan])
-            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}" if form else f"{mean:.4f}")
+            in_percent = name not in ("loss", "distance", "kl")
+            cells.append("–" if np.isnan(mean) else f"{100 * mean:.1f}" if in_percent else f"{mean:.4f}")
         out.append([f"{NAMES[key[0]]} {key[1]}".strip(), str(len(mine)), *cells])
-    head = [
-        "run",
-        "seeds",
-        "pass@1",
-        "pass@32",
-        "general",
-        "general loss, change",
-        "distance / norm",
-        "KL, nats a token",
-    ]
-    return "table", head, out
+    moved = ["general loss, change", "distance / norm", "KL, nats a token"]
+    return "table", ["run", "seeds", "pass@1", "pass@32", "general", *moved], out
+
+
+def control_differences(lab: Lab, key: str) -> tuple:
+    """Each run of a control minus the main runs of its own method (K3: of parallel averaging), in points, paired."""
+    rows, metrics = [], (1, 32, "general")
+    found = lab.find(tokens=lab.late, group=key.lower(), variant=..., method=...)
+    for method, variant in dict.fromkeys((r["method"], r["variant"]) for r in found):
+        mine = lab.by_seed(method, lab.late, group=key.lower(), variant=variant)
+        against = "parallel" if key == "K3" else method
+        pairs = [Comparison("", subtract(mine, lab.by_seed(against, lab.late), m), primary=False) for m in metrics]
+        rows.append([f"{NAMES[method]} {variant} − {NAMES[against]}", str(pairs[0].seeds), *map(interval, pairs)])
+    return "table", ["difference [95 % interval]", "seeds", "pass@1", "pass@32", "general"], rows
 
 
 def control_rows(rows: list[dict], key: str) -> list[dict]:

@@ -18,7 +18,7 @@ from lab import Lab, of_rows, validation_loss
 from stats import Comparison
 from study import Study
 from tables import claims as claims_table
-from tables import k1_note
+from tables import control_differences, k1_note
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIPLE = r"([+-]?\d+\.\d) \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
@@ -279,6 +279,17 @@ def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
 def test_a_folder_that_is_no_study(tmp_path):
     with pytest.raises(UserError, match="runs.json"):
         report.build(tmp_path)
+
+
+def test_controls_are_compared_with_their_method(whole):
+    """SFT of 2.2 % and 60 beside parallel of 8.8 % and 90: −6.6 and −30 points; a variant of parallel: none."""
+    _, _, rows = control_differences(Lab(whole), "K3")
+    rows = {r[0]: r[1:] for r in rows}
+    seeds, one, _, general = rows["SFT half_rate − parallel"]
+    assert seeds == "3" and abs(float(one.split()[0]) + 6.6) < 1 and abs(float(general.split()[0]) + 30) < 6
+    low, high = map(float, re.findall(r"[-+][.\d]+(?=[,\]])", rows["parallel sync8 − parallel"][1]))
+    assert low < 0 < high
+    assert {r[0].split(" − ")[1] for r in control_differences(Lab(whole), "K4")[2]} == {"RL", "SFT"}
 
 
 def numbers(text: str) -> list[str]:
