@@ -44,7 +44,8 @@ SHOWN = {  # whose answers are read out, where they are not those of MAIN
 }  # fmt: skip
 CONTROLS = {
     "K1": ("movement, not objective?", "SFT at several rates and lengths beside every method of the main grid."),
-    "K2": ("settings of SFT→RL", "RL's own; 40 times RL's rate, the paper's ratio; RL for all of its updates."),
+    "K2": ("settings of SFT→RL", "RL's own, where they are not the tuned ones anyway; 40 times RL's rate, the "
+           "paper's ratio; RL for all of its updates."),
     "K3": ("what makes parallel averaging work", "At equal compute; sync1 is the method."),
     "K4": ("loss denominator, updates a batch", "SFT by token sum under clipping; RL with four updates a batch."),
 }  # fmt: skip
