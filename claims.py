@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.world import HARD_SHARE
 from grid import PRESETS
 from grid import amount as at
 from lab import NAMES, Lab, mean, mean_score, of_rows, per_question, read_jsonl, subtract, validation_loss, value
@@ -77,7 +78,8 @@ def no_signal(lab: Lab) -> str:
             asked += bool(rows)
             if rows and sum(row["reward/hits"] for row in rows) < 5:
                 weak.append(r["name"])
-    return f"No signal (fewer than 5 hits in the first 3 batches), of {asked} RL runs: {', '.join(weak) or 'none'}."
+    what = f"No signal (fewer than 5 hits in the first 3 batches), of {asked} RL runs of the main grid and C8"
+    return f"{what}: {', '.join(weak) or 'none'}."
 
 
 def c2(lab: Lab) -> Claim:
@@ -90,6 +92,10 @@ def c2(lab: Lab) -> Claim:
         other = lab.by_seed("sft_rl", t, variant=variant, group="k2")
         if variant in planned or not planned:
             claim.add(f"{at(t)}: RL − {name}", subtract(lab.by_seed("rl", t), other, 1), 1, -0.03, False)
+    destroyed = lab.by_seed("sft_rl", t, variant="x40", group="k2")
+    if destroyed and mean(destroyed) < 0.01:
+        left = mean_score(destroyed, 1)
+        claim.notes.append(f"40 times RL's rate destroys the model (pass@1 {left}): to lie above it says nothing.")
     if planned and "own" not in planned:
         same = "SFT→RL's tuned rate and batches are RL's own"
         claim.notes.append(f"{same}: its main runs are also the control with RL's own settings (K2).")
@@ -162,6 +168,10 @@ def c4(lab: Lab) -> Claim:
     claim.notes.append(
         "Seeds of the contrasts between models are pre-trainings (each the mean of its RL seeds): the 4x model has "
         "one, so its contrasts are estimates; two leave the t-interval one degree of freedom."
+    )
+    claim.notes.append(
+        f"The mixes differ in the tested tier itself: {100 * HARD_SHARE:g} % of the worksheets' problems are hard in "
+        "the base mix, a third in the math-heavy one, whose text is 32 instead of 20 % mathematics."
     )
     costs = [f"{r['base']} {tokens_of(r) * lab.flops_per_token(r['base']):.2g}"
              for r in lab.runs if r["kind"] == "pretrain"]  # fmt: skip
@@ -271,6 +281,7 @@ def c9(lab: Lab) -> Claim:
         done = len(lab.by_seed("rl", t, variant=variant, group="c9"))
         claim.notes.append(f"{variant}: {c['prompts_per_step']} prompts × {c['group_size']} completions a step, "
                            f"{c['steps']} steps; {done} seeds finished.")  # fmt: skip
+    claim.notes.append("The splits are of training questions; every score is on the ordinary test questions.")
     for row in lab.find(method="base", tokens=t, group="c9", split="train", temperature=1.0):
         q = row["result"]["questions"]["gsm"]["questions"]
         share = np.array(q["strict"]) / np.array(q["n"])
@@ -284,7 +295,7 @@ def c9(lab: Lab) -> Claim:
 
 
 def signed(r: float) -> str:
-    return "not defined" if math.isnan(r) else f"{r:+.2f}"
+    return "not defined" if math.isnan(r) else f"{r + 1e-12:+.2f}"  # no −0.00
 
 
 def c10(lab: Lab) -> Claim:
@@ -317,6 +328,10 @@ def c10(lab: Lab) -> Claim:
                            f"correlation of pass@32 and the outcome given it {given}.")  # fmt: skip
     claim.notes.append(f"Log-tokens as predictor: rho {spearman(tokens, y):+.2f}, p {permutation_p(tokens, y):.3f}. "
                        "All three rise with training, so a plain correlation proves little.")  # fmt: skip
+    alike = [q for q in p if q["tokens"] == lab.late]
+    if len(alike) > 2:
+        rho = signed(spearman([q["x"][32] for q in alike], [q["y"][1] for q in alike]))
+        claim.notes.append(f"Among the {len(alike)} pre-trainings at {at(lab.late)}, at equal tokens: rho {rho}.")
     for k in (1, 8, 32):
         for out in (1, 32):
             rho = spearman([q["x"][k] for q in p], [q["y"][out] for q in p])

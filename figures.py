@@ -17,12 +17,14 @@ STYLE = {
     "axes.spines.right": False, "figure.constrained_layout.use": True, "legend.frameon": False, "legend.fontsize": 7.5,
 }  # fmt: skip
 LOOKS = {  # colour, line, marker, filled
-    "base": ("#777777", "--", "o", False), "base0": ("#a0a0a0", ":", "s", False), "rl": ("#a61c1c", "-", "o", True),
+    "base": ("#777777", "--", "o", False), "base0": ("#a0a0a0", ":", "s", False), "best": ("#111111", ":", "x", True),
+    "rl": ("#a61c1c", "-", "o", True),
     "sft": ("#4a90c2", (0, (6, 1.5)), "^", True), "gold": ("#d4a017", "-.", "D", True),
     "sft_rl": ("#7d3c98", "--", "v", True), "gold_rl": ("#2e7d4f", "-.", "v", False),
     "parallel": ("#111111", "-", "s", True),
 }  # fmt: skip
 KS = (1, 8, 32)
+SHOTS = {"base": "", "base0": "0-shot", "best": "best shots"}  # the base's lines; "": the study's few shots
 
 
 def draw(ax, x, y, method: str, label: str, low=None, high=None) -> None:
@@ -62,20 +64,20 @@ def token_axis(ax, lab: Lab, title: str) -> None:
 def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:
     """Each method's mean over seeds against pre-training tokens; bars: range over seeds."""
     for method in methods:
-        kind, points = "base" if method == "base0" else method, []
+        kind, points = "base" if method in SHOTS else method, []
         for t in lab.planned[kind]:
-            n_shot = 0 if method == "base0" else lab.few_shot
+            n_shot = {"base0": 0, "best": "best"}.get(method, lab.few_shot)
             found = lab.base(t, n_shot) if kind == "base" else lab.by_seed(method, t)
             if got := [s for s in map(get, found.values()) if s is not None]:
                 points.append((t, np.mean(got), min(got), max(got)))
         if points:
             x, y, low, high = zip(*points, strict=True)
-            label = {"base": f"base, {lab.few_shot}-shot", "base0": "base, 0-shot"}.get(method, NAMES[kind])
+            label = f"base, {SHOTS[method] or f'{lab.few_shot}-shot'}" if kind == "base" else NAMES[kind]
             draw(ax, x, y, method, label, low, high)
     token_axis(ax, lab, title)
 
 
-def passk(lab: Lab, methods=("base", "base0", "rl", "sft", "gold", "sft_rl", "parallel"), ks=KS):
+def passk(lab: Lab, methods=("base", "base0", "best", "rl", "sft", "gold", "sft_rl", "parallel"), ks=KS):
     figure, axes = plt.subplots(1, len(ks), figsize=(3.5 * len(ks), 3.4), squeeze=False)
     for ax, k in zip(axes[0], ks, strict=True):
         by_tokens(lab, ax, methods, lambda r, k=k: value(r, k), f"pass@{k}, %")
@@ -125,14 +127,16 @@ def forest(claim: Claim):
         return None
     figure, ax = plt.subplots(figsize=(7.4, 0.7 + 0.22 * len(shown)))
     for y, c in enumerate(reversed(shown)):
-        low, high = (100 * v for v in c.interval)
+        low, high = 100 * np.clip(c.interval, -1, 1)
         ax.plot([low, high], [y, y], color="#555555", lw=1.4)
         ax.plot(100 * c.difference.estimate, y, "o", color="#111111", mfc="#111111" if c.primary else "white", ms=4.5)
         for m in (-c.within, c.within) if c.within else (c.margin,):
             ax.plot([100 * m] * 2, [y - 0.4, y + 0.4], color="#a61c1c", ls=":", lw=1.2)
-    ax.set_yticks(range(len(shown)), [f"{c.name}  ({c.seeds})" for c in reversed(shown)], fontsize=7)
+    ax.set_yticks(
+        range(len(shown)), [f"{c.name}, predicted {c.predicted}  ({c.seeds})" for c in reversed(shown)], fontsize=7
+    )
     ax.set_ylim(-0.7, len(shown) - 0.3)
-    ax.set_xlabel("difference in points, 95 % interval (within: 90 %); in brackets: seeds", fontsize=8)
+    ax.set_xlabel("points, 95 % interval (within: 90 %); filled: primary; in brackets: seeds", fontsize=8)
     return figure
 
 
@@ -228,7 +232,7 @@ def wide(lab: Lab):
             ax.set_xticks(ks, map(str, ks))
         ax.set_title(f"T {temperature}, 100 questions: pass@k, %; thin: shuffled")
         ax.set_xlabel("k")
-    legend(axes[0])
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure if some else None
 
 
@@ -250,6 +254,7 @@ def seeds(claim: Claim):
             ax.axhline(mine[0][4], color="#777777", ls="--", lw=1, label="base, best shots")
         ax.set_title(f"RL from {at(t)} tokens, %")
         ax.set_xlabel("seed")
+        ax.set_xticks(sorted({p[1] for p in mine}))
         ax.set_ylim(bottom=0)
     legend(axes[0, 0])
     return figure
@@ -282,7 +287,7 @@ def budget(lab: Lab):
         for ax, x in zip(row, ("questions seen", "FLOPs"), strict=True):
             ax.set_title(f"trained on {split} questions: validation pass@1, %")
             ax.set_xlabel(x)
-            if ax.lines:
+            if ax.lines and x == "FLOPs":
                 ax.set_xscale("log")
                 ax.minorticks_off()
             mark_floor(ax, floor_of(lab, 1))
@@ -344,6 +349,10 @@ def movement(rows: list[dict]):
             names = {"distance": "distance / norm of the weights", "kl": "KL from the start, nats a token"}
             ax.set_xlabel(names.get(x, "gsm pass@1, %"))
             ax.set_title({"general": "general average, %", "loss": "general loss, change, nats a token"}[y])
+            if y == "loss":  # most runs lie between 0 and 0.3, a few beyond 1
+                ax.set_yscale("symlog", linthresh=0.1)
+                ax.set_yticks([0, 0.05, 0.1, 0.3, 1, 3])
+                ax.yaxis.set_major_formatter("{x:g}")
             if x != "pass@1" and ax.lines:
                 ax.set_xscale("log")
                 low, high = ax.get_xlim()

@@ -22,7 +22,7 @@ def percent(x: float | None) -> str:
 def interval(c: Comparison) -> str:
     if not c.difference:
         return "not run"
-    low, high = c.interval
+    low, high = np.clip(c.interval, -1, 1)  # scores lie within 100 points; two seeds' t-interval may not
     return f"{100 * c.difference.estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
@@ -150,6 +150,21 @@ def wide(lab: Lab) -> tuple:
     return "table", ["method", "T", *(f"@{k} / shuffled" for k in (1, 8, 32, 256))], rows
 
 
+def wide_differences(lab: Lab) -> tuple:
+    """Of the same runs: RL − base and SFT→RL − SFT, bootstrap over questions (one seed)."""
+    rows = []
+    for temperature in (0.6, 1.0):
+        found = lab.find(group="wide", temperature=temperature, n_shot=..., tokens=lab.late, method=...)
+        one = {(r["method"], r["n_shot"]): {r["seed"]: r["result"]} for r in found}
+        for a, b in ((("rl", 0), ("base", 0)), (("rl", 0), ("base", lab.few_shot)), (("sft_rl", 0), ("sft", 0))):
+            if a in one and b in one:
+                name = f"{NAMES[a[0]]} − {NAMES[b[0]]}" + f", {b[1]}-shot" * (b[0] == "base")
+                under = dict.fromkeys([None], *one[b].values())
+                pairs = [Comparison("", subtract(one[a], under, k), primary=False) for k in (1, 8, 32, 256)]
+                rows.append([name, str(temperature), *map(interval, pairs)])
+    return "table", ["difference [95 % interval]", "T", *(f"@{k}" for k in (1, 8, 32, 256))], rows
+
+
 def chosen(lab: Lab) -> tuple:
     """The step that validation would have chosen beside the last one, which counts (first seed, validation pass@1)."""
     rows = []
@@ -212,20 +227,28 @@ def control_rows(rows: list[dict], key: str) -> list[dict]:
     return [r for r in rows if r["group"] == "main" and r["method"] in beside] + mine if mine else []
 
 
+def moved_alone(rows: list[dict]) -> list[dict]:
+    """What K1's figure shows: its runs and the main ones, and RL alone and SFT alone of the other controls."""
+    also = [r for r in rows if r["group"] in ("k2", "k3", "k4") and r["method"] in ("rl", "sft")]
+    return control_rows(rows, "K1") + also
+
+
 def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
-    """SFT's general score at another method's movement, by linear interpolation over the base (no movement) and the SFT
-    runs in that order."""
-    sft = [r for r in rows if r["method"] == "sft" and r["general"] is not None and r["group"] in ("main", "k1")]
-    out = []
+    """SFT's general score at another run's movement, by linear interpolation over the base (no movement) and the SFT
+    runs in that order, those of K3 among them; the other runs: main methods, and RL of K2 to K4."""
+    rows = [r for r in rows if r["general"] is not None and r["group"] in ("main", "k1", "k2", "k3", "k4")]
+    sft, out = [r for r in rows if r["method"] == "sft" and r["group"] != "k4"], []
+    others = [
+        r for r in rows if r["method"] == "rl" or (r["method"] in ("parallel", "sft_rl") and r["group"] == "main")
+    ]
+    compared = dict.fromkeys((r["method"], r.get("variant", "")) for r in others)
     for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token"), ("pass@1", "pass@1")):
         start = [(0.0, base, 0.0)] if base is not None and axis != "pass@1" else []
         line = sorted(start + [(r[axis], r["general"], r["loss"]) for r in sft])
-        for method in ("rl", "parallel", "sft_rl"):
-            mine = [r for r in rows if r["method"] == method and r["group"] == "main" and r["general"] is not None]
-            if not mine or len(line) < 3:
-                continue
+        for key in compared if len(line) > 2 else ():
+            mine = [r for r in others if (r["method"], r.get("variant", "")) == key]
             here, general, loss = (float(np.mean([r[k] for r in mine])) for k in (axis, "general", "loss"))
-            name = f"{NAMES[method]} ({here:.4f} {unit})"
+            name = f"{NAMES[key[0]]} {key[1]}".strip() + f" ({here:.4f} {unit})"
             if not line[0][0] <= here <= line[-1][0]:
                 out.append(f"{name} lies outside SFT's range, {line[0][0]:.4f} to {line[-1][0]:.4f}.")
                 continue

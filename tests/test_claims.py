@@ -112,7 +112,9 @@ def test_ranks_and_permutations():
         [1, 2, 3], [3, 2, 1]
     ) == pytest.approx(-1)
     assert spearman([1, 1, 2, 3], [1, 1, 2, 3]) == pytest.approx(1)  # ties take their mean rank
-    assert permutation_p([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1 / 24, abs=0.01)
+    assert permutation_p([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1 / 24)  # exact: of 24 orders one reaches rho 1
+    assert permutation_p([1, 2, 3], [1, 3, 2]) == pytest.approx(3 / 6)  # rho 0.5: 123, 132 and 213
+    assert permutation_p(range(9), range(9)) == pytest.approx(1 / 4001)  # shuffles: none of 4,000 reaches it
     x, z = np.arange(6), np.arange(6)
     assert math.isnan(partial(x, x, z)) and abs(partial([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], [1, 3, 2, 5, 4])) < 1
 
