@@ -78,11 +78,12 @@ class Study(Grid):
                 want(task)
         return wanted
 
-    def take_over(self, folder: Path) -> None:
-        """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address."""
-        old = read_json(folder / "runs.json") or {"runs": []}
+    def take_over(self, folder: Path) -> int:
+        """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address.
+        Returns how many runs."""
+        old, taken = read_json(folder / "runs.json") or {"runs": []}, 0
         if folder.resolve() == self.dir.resolve():
-            return
+            return 0
         rows = {r["out"]: r for r in old["runs"]}
         for task in self.tasks:
             out = self.path(task).relative_to(self.dir)
@@ -96,6 +97,8 @@ class Study(Grid):
                 shutil.copyfile(source, target)
             if self.finished(task):
                 self.done[out.as_posix()] = {k: rows.get(out.as_posix(), {}).get(k) for k in KEPT}
+                taken += 1
+        return taken
 
     def command(self, task: Task, fresh: bool = False) -> list[str]:
         """The stage's command line; a run that was cut off goes on from its last checkpoint."""
@@ -214,11 +217,12 @@ def parse_args():
     p.add_argument("--plan", action="store_true", help="print the runs and the estimated time, run nothing")
     p.add_argument("--report-only", action="store_true", help="rebuild the report and the figures from finished runs")
     p.add_argument("--minutes", type=float, default=0, help="begin nothing new after so long, then report; 0 = no end")
-    known = "take over finished evaluations and logs from there; default: docs/results/PRESET"
+    known = "a study's folder whose finished evaluations and logs to take over, for instance docs/results/lab"
     p.add_argument("--known", metavar="DIR", help=known)
     args = p.parse_args()
     args.out = args.out or f"runs/{args.preset}"
-    args.known = args.known or f"docs/results/{args.preset}"
+    if args.known and not (HERE / args.known / "runs.json").is_file():
+        raise UserError(f"--known {args.known}: no runs.json there; give the folder of a study, or drop it")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least one run must be allowed at a time")
     return args
@@ -258,7 +262,8 @@ def main():
     if old := read_json(study.dir / "runs.json"):
         study.elapsed = old["seconds"]
         study.done = {r["out"]: {k: r.get(k) for k in KEPT} for r in old["runs"] if r["finished"]}
-    study.take_over(Path(args.known))
+    if args.known:
+        print(f"{study.take_over(Path(args.known))} finished runs taken over from {args.known}")
     failed = study.run_all()
     study.write_manifest()
     print(f"wrote {report.build(study.dir)}")

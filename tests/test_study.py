@@ -138,13 +138,22 @@ def test_work_of_another_machine_is_taken_over(tmp_path):
         there.done[path.relative_to(there.dir).as_posix()] = {"seconds": 7.0, "commit": "abc", "source": "def"}
     there.write_manifest()
     here = planned("smoke", tmp_path / "here")
-    here.take_over(tmp_path / "there")
+    assert here.take_over(tmp_path / "there") == 6
     assert [here.finished(t) for t in here.tasks] == [True] * 6 + [False] * (len(here.tasks) - 6)
     assert set(map(json.dumps, here.done.values())) == {json.dumps({"seconds": 7.0, "commit": "abc", "source": "def"})}
     other = planned("smoke", tmp_path / "other", seed=2)
-    other.take_over(tmp_path / "there")
+    assert other.take_over(tmp_path / "there") == 0
     assert not other.done and not any(map(other.finished, other.tasks))
-    here.take_over(here.dir)  # from itself: nothing to do, no harm
+    assert here.take_over(here.dir) == 0  # from itself: nothing to do, no harm
+
+
+def test_nothing_is_taken_over_unless_asked(monkeypatch):
+    """`make study` measures: results that lie in docs/ are no part of it."""
+    monkeypatch.setattr(sys, "argv", ["study.py", "--preset", "laptop"])
+    assert study.parse_args().known is None
+    monkeypatch.setattr(sys, "argv", ["study.py", "--known", "nowhere"])
+    with pytest.raises(UserError, match="--known nowhere: no runs.json there; give the folder of a study"):
+        study.parse_args()
 
 
 def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
