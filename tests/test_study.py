@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from argparse import Namespace
 from collections import Counter
 from itertools import product
@@ -12,6 +13,7 @@ import pytest
 import grid
 import study
 import train_rl
+from common import UserError
 from grid import words
 from study import Study
 
