@@ -136,7 +136,7 @@ def forest(claim: Claim):
         range(len(shown)), [f"{c.name}, predicted {c.predicted}  ({c.seeds})" for c in reversed(shown)], fontsize=7
     )
     ax.set_ylim(-0.7, len(shown) - 0.3)
-    ax.set_xlabel("points, 95 % interval (within: 90 %); filled: primary; in brackets: seeds", fontsize=8)
+    ax.set_xlabel("points, 95 % interval (within: 90 %); filled: primary; (seeds)", fontsize=8)
     return figure
 
 
@@ -236,7 +236,7 @@ def wide(lab: Lab):
     return figure if some else None
 
 
-def seeds(claim: Claim):
+def seeds(lab: Lab, claim: Claim):
     """C8: pass@1 of each seed beside its training reward at the end."""
     if not claim.points:
         return None
@@ -255,6 +255,7 @@ def seeds(claim: Claim):
         ax.set_title(f"RL from {at(t)} tokens, %")
         ax.set_xlabel("seed")
         ax.set_xticks(sorted({p[1] for p in mine}))
+        mark_floor(ax, floor_of(lab, 1))
         ax.set_ylim(bottom=0)
     legend(axes[0, 0])
     return figure
@@ -295,7 +296,7 @@ def budget(lab: Lab):
     return figure if some else None
 
 
-def diagnostic(claim: Claim):
+def diagnostic(lab: Lab, claim: Claim):
     """C10: RL's outcome against the base's validation pass@32."""
     if not claim.points:
         return None
@@ -309,6 +310,7 @@ def diagnostic(claim: Claim):
                 ax.annotate(at(p["tokens"]), (a, b), fontsize=6, xytext=(3, 3), textcoords="offset points")
         ax.set_xlabel(f"base, validation pass@{k}, %")
         ax.set_title(f"after RL, test pass@{out}, %")
+        mark_floor(ax, floor_of(lab, out))
     legend(axes[0])
     return figure
 
@@ -342,10 +344,9 @@ def movement(rows: list[dict]):
                 if mine:
                     ax.plot(*zip(*mine, strict=True), marker, color=colour, mfc=colour if filled else "white", ms=5,
                             label=NAMES[method])  # fmt: skip
-            first = [r for r in rows if r["method"] == "sft" and r["seed"] == rows[0]["seed"] and r[y] is not None]
-            for r in first if y == "general" else []:  # the rate of SFT, first seed
-                ax.annotate(r["variant"].split("x")[0], (r[x] * (100 if x == "pass@1" else 1), 100 * r[y]), fontsize=5,
-                            xytext=(4, 2), textcoords="offset points")  # fmt: skip
+            told = [r for r in rows if (r["method"], r["group"], r["seed"]) == ("sft", "k1", rows[0]["seed"])]
+            for r in told if (x, y) == ("distance", "loss") else []:  # SFT's rate x updates, first seed
+                ax.annotate(r["variant"], (r[x], r[y]), fontsize=5, xytext=(5, -4), textcoords="offset points")
             names = {"distance": "distance / norm of the weights", "kl": "KL from the start, nats a token"}
             ax.set_xlabel(names.get(x, "gsm pass@1, %"))
             ax.set_title({"general": "general average, %", "loss": "general loss, change, nats a token"}[y])
@@ -363,8 +364,8 @@ def movement(rows: list[dict]):
     return figure
 
 
-def variants(rows: list[dict]):
-    """K2 to K4: a row for each variant; dots are seeds, the stroke is their mean."""
+def variants(lab: Lab, rows: list[dict]):
+    """K2 to K4: a row for each variant; dots are seeds, the stroke is their mean. Dotted: the guess floor."""
     names = list(dict.fromkeys((r["method"], r["variant"]) for r in rows))
     if not names:
         return None
@@ -376,6 +377,8 @@ def variants(rows: list[dict]):
             if got:
                 ax.plot([np.mean(got)] * 2, [y - 0.35, y + 0.35], color="#111111", lw=2)
         ax.set_title(f"{what}, %")
+        if what != "general" and (floor := floor_of(lab, int(what[5:]))) is not None:
+            ax.axvline(100 * floor, color="#555555", lw=1, ls=(0, (1, 2)))
     axes[0].set_yticks(range(len(names)), [f"{NAMES[m]} {v}".strip() for m, v in reversed(names)])
     return figure
 

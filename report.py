@@ -199,12 +199,12 @@ def build(folder: str | Path) -> Path:
         "wide": (figures.wide, (lab,), "To pass@256"),
         "general": (figures.general, (lab,), "General skills; bars: range over seeds"),
         "parallel": (figures.parallel, (lab,), "Parallel averaging beside the methods that it joins"),
-        "c8": (figures.seeds, (by_key["C8"],), "RL seed by seed"),
+        "c8": (figures.seeds, (lab, by_key["C8"]), "RL seed by seed"),
         "c9": (figures.budget, (lab,), "Few and many completions a question, first seed"),
-        "c10": (figures.diagnostic, (by_key["C10"],), "The base's validation score and RL's outcome"),
+        "c10": (figures.diagnostic, (lab, by_key["C10"]), "The base's validation score and RL's outcome"),
         "c11": (figures.shots, (lab,), "The base by number of exemplars"),
         "k1": (figures.movement, (tables.moved_alone(rows),), "General skill against movement; points are runs"),
-        **{k.lower(): (figures.variants, (tables.control_rows(rows, k),), "Dots: seeds; stroke: mean")
+        **{k.lower(): (figures.variants, (lab, tables.control_rows(rows, k)), "Dots: seeds; stroke: mean")
            for k in ("K2", "K3", "K4")},
         "pretraining": (figures.pretraining, (lab,), "Pre-training: loss on held-out text"),
         **{f"{c.key.lower()}_differences": (figures.forest, (c,), "Differences and intervals") for c in claims},
