@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from kernels.dispatch import matmul_dtype
+
 BLOCK = 64  # queries of `_BlockedAttention`; 48 is as fast, 128 takes 1.3 times as long
 
 
@@ -30,18 +32,21 @@ def attention_reference(q, k, v, first=None):
 
 
 def attention_torch(q, k, v, first=None):
-    """Torch path. On CPU in float32 whatever the dtype: torch's bf16 backward there takes 34 ms for (64, 4, 64, 32)
-    where float32 takes 11 (one AVX-512 core with bf16), and 520 ms for (32, 4, 256, 32) where float32 takes 80 (one
-    AVX2 core). With `first` and a gradient to come, a CPU goes block by block; without `first` torch's fused kernel is
-    as fast, and without a gradient the result must not depend on the other rows of the batch, which blocks' does."""
-    dtype = q.dtype
-    if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+    """Torch path. With a gradient to come a CPU goes block by block where there is `first` to skip by, or bfloat16
+    arithmetic: forward and backward of (8, 4, 256, 32) take 11 ms so, torch's fused kernel 19, and 15 in float32 (one
+    AVX-512 core). Else a CPU computes in float32 by torch's kernel whatever the dtype; without a gradient the result
+    must not depend on the other rows of the batch, which blocks' does."""
+    dtype, grouped, on_cpu = q.dtype, q.shape[1] != k.shape[1], q.device.type == "cpu"
+    low = on_cpu and dtype == torch.bfloat16 == matmul_dtype(q)
+    blocks = on_cpu and q.requires_grad and q.numel() and (low or first is not None)
+    if blocks and first is None:
+        first = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32)
+    if on_cpu and dtype in (torch.float16, torch.bfloat16) and not (blocks and low):
         q, k, v = q.float(), k.float(), v.float()
-    grouped = q.shape[1] != k.shape[1]
     with torch.autocast(q.device.type, enabled=False):  # which would take float32 back to bf16
         if first is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).to(dtype)
-        if q.device.type == "cpu" and q.requires_grad and q.numel():
+        if blocks:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) if grouped else x for x in (k, v))
             return _BlockedAttention.apply(q, k, v, first).to(dtype)
         # A query without keys is given its own, which keeps its softmax finite, and its row is set to 0 afterwards.
@@ -53,8 +58,8 @@ def attention_torch(q, k, v, first=None):
 
 class _BlockedAttention(torch.autograd.Function):
     """q, k, v (B, H, T, D) by blocks of queries, each with the keys from its rows' earliest `first` to its own end: a
-    block's scores stay in cache, and packed documents cost what they are, not T^2. Saves q, k, v, o and the mask of the
-    blocks; the softmax is computed again for the backward."""
+    block's scores stay in cache, and packed documents cost what they are, not T^2. Saves q, k, v, o and each block's
+    probabilities. Of bfloat16 inputs scores, softmax and sums are float32 and the other products bfloat16."""
 
     @staticmethod
     def blocks(first, T: int, dtype):
@@ -77,30 +82,36 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, first):
-        B, H, T, D = q.shape
-        q, k, v = ((q * D**-0.5).reshape(B * H, T, D), *(x.reshape(B * H, T, D) for x in (k, v)))
-        ctx.blocks = _BlockedAttention.blocks(first, T, q.dtype)
+        (B, H, T, D), dtype = q.shape, q.dtype
+        stat = torch.float32 if dtype == torch.bfloat16 else dtype
+        q = (q.to(stat) * D**-0.5).reshape(B * H, T, D)
+        k, v = (x.reshape(B * H, T, D) for x in (k, v))
+        blocks, keys = _BlockedAttention.blocks(first, T, stat), k.to(stat)
+        ctx.blocks = [(own, seen) for own, seen, _ in blocks]
         ctx.sees = (first <= torch.arange(T))[:, None, :, None]  # any key at all
-        o = torch.empty_like(v)
-        for own, seen, bias in ctx.blocks:
-            o[:, own] = torch.bmm(_BlockedAttention.probabilities(q[:, own], k[:, seen], bias), v[:, seen])
+        o, kept = torch.empty_like(v), []
+        for own, seen, bias in blocks:
+            p = _BlockedAttention.probabilities(q[:, own], keys[:, seen], bias).to(dtype)
+            o[:, own] = torch.bmm(p, v[:, seen])
+            kept.append(p)
         o = o.view(B, H, T, D).mul_(ctx.sees)
-        ctx.save_for_backward(q, k, v, o)
+        ctx.save_for_backward(q.to(dtype), k, v, o, *kept)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        q, k, v, o = ctx.saved_tensors
+        q, k, v, o, *kept = ctx.saved_tensors
+        stat = torch.float32 if q.dtype == torch.bfloat16 else q.dtype
         g = g * ctx.sees
-        delta = (g * o).sum(-1).view(*q.shape[:2], 1)
+        delta = (g.to(stat) * o).sum(-1).view(*q.shape[:2], 1)
         g = g.reshape(q.shape)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq, dk, dv = (torch.zeros(q.shape, dtype=stat) for _ in range(3))
         with torch.autocast("cpu", enabled=False):
-            for own, seen, bias in ctx.blocks:
-                p = _BlockedAttention.probabilities(q[:, own], k[:, seen], bias)
+            for (own, seen), p in zip(ctx.blocks, kept, strict=True):
                 dv[:, seen] += torch.bmm(p.transpose(1, 2), g[:, own])
-                ds = torch.bmm(g[:, own], v[:, seen].transpose(1, 2)).sub_(delta[:, own]).mul_(p)
+                dp = torch.bmm(g[:, own], v[:, seen].transpose(1, 2)).to(stat)
+                ds = dp.sub_(delta[:, own]).mul_(p).to(p.dtype)
                 dq[:, own] = torch.bmm(ds, k[:, seen])
                 dk[:, seen] += torch.bmm(ds.transpose(1, 2), q[:, own])
         return (dq * q.shape[-1] ** -0.5).view_as(o), dk.view_as(o), dv.view_as(o), None
