@@ -63,13 +63,15 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def blocks(first, T: int, dtype):
-        """[(queries, keys, bias)]: two slices, and (B, 1, queries, keys) of 0 where visible, else -1e30. Adding that is
-        cheaper than masked_fill_; and not -inf: a query without keys then has a finite softmax, to be zeroed after."""
+        """[(queries, keys, bias)]: two slices, and (B, 1, queries, last keys) of 0 where visible, else -1e30; all keys
+        before those are visible. Adding that is cheaper than masked_fill_; and not -inf: a query without keys then has
+        a finite softmax, to be zeroed after."""
         t = torch.arange(T, dtype=first.dtype)
         found = []
         for start, low in zip(range(0, T, BLOCK), first[:, ::BLOCK].amin(0).tolist(), strict=True):
             own, seen = slice(start, min(start + BLOCK, T)), slice(max(0, min(low, start)), min(start + BLOCK, T))
-            hidden = (t[seen] > t[own, None]) | (t[seen] < first[:, own, None])
+            last = t[own] if bool((first[:, own] <= seen.start).all()) else t[seen]
+            hidden = (last > t[own, None]) | (last < first[:, own, None])
             found.append((own, seen, torch.where(hidden, -1e30, 0.0).to(dtype)[:, None]))
         return found
 
@@ -77,7 +79,7 @@ class _BlockedAttention(torch.autograd.Function):
     def probabilities(q, k, bias):
         """softmax(q k^T + bias), (B H, queries, keys); q carries the scale."""
         s = torch.bmm(q, k.transpose(1, 2))
-        s.view(len(bias), -1, *s.shape[1:]).add_(bias)  # one mask for the H heads of a row
+        s.view(len(bias), -1, *s.shape[1:])[..., -bias.shape[-1] :].add_(bias)  # one mask for the H heads of a row
         return s.softmax(-1)
 
     @staticmethod
