@@ -232,7 +232,8 @@ def wide(lab: Lab):
             ax.set_xticks(ks, map(str, ks))
         ax.set_title(f"T {temperature}, 100 questions: pass@k, %; thin: shuffled")
         ax.set_xlabel("k")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    if some:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure if some else None
 
 
