@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from common import UserError
 from kernels.attention import attention
@@ -79,27 +78,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
 
 
-class NormOnCPU(torch.autograd.Function):
-    """F.rms_norm over the last dimension with its gradient written out: with r = 1 / rms(x) and g the upstream one,
-    dx = r g w - x r^3 mean(g w x), dw = sum of g x r over rows. On a CPU torch makes it of many passes over memory."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps: float):
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, weight, r = ctx.saved_tensors
-        gx = g * x
-        dw = gx.reshape(-1, x.shape[-1]).T.mv(r.reshape(-1))
-        mean = gx.mul_(weight).sum(-1, keepdim=True).mul_(r**3).div_(-x.shape[-1])
-        return torch.addcmul((g * weight).mul_(r), x, mean), dw, None
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -107,10 +85,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x = x.float()  # also under autocast
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            return NormOnCPU.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)  # float32 also under autocast
 
 
 class Attention(nn.Module):
