@@ -326,11 +326,12 @@ def test_device_and_dtype_are_said(ok, refused, base, world, tmp_path):
 
 
 def test_peak_memory_counts_gigabytes():
-    """In a fresh process: 300 MB written raise the most ever held by as much, and freeing them lowers nothing."""
+    """In a process of its own: 0.3 GB more than the most ever held raise it by as much, and freeing them lowers nothing.
+    (Linux hands the parent's most down to the child, so `before` may be pytest's.)"""
     code = """import common, torch
 before = common.peak_memory()
-filled = torch.ones(75_000_000)
+filled = torch.ones(int((before + 0.3) * 1e9 / 4))
 grown = common.peak_memory()
 del filled
-assert before + 0.25 < grown < before + 0.4 and common.peak_memory() >= grown, (before, grown)"""
+assert before + 0.3 <= grown < before + 0.9 and common.peak_memory() >= grown, (before, grown)"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
