@@ -326,7 +326,7 @@ def test_device_and_dtype_are_said(ok, refused, base, world, tmp_path):
 
 
 def test_peak_memory_counts_gigabytes():
-    """In a process of its own: 0.3 GB more than the most ever held raise it by as much, and freeing them lowers nothing.
+    """In a process of its own: 0.3 GB more than the most ever held raise it by as much; freeing lowers nothing.
     (Linux hands the parent's most down to the child, so `before` may be pytest's.)"""
     code = """import common, torch
 before = common.peak_memory()
