@@ -223,6 +223,7 @@ def test_every_claim_and_control_has_its_page(whole):
     for name in re.findall(r"\]\(figures/([^)]*)\)", text):
         assert (whole / "figures" / name).read_bytes()[:4] == b"\x89PNG"
     assert "Shuffle control" in pages["C5"] and "Shuffle control" in pages["C7"] and "@256" in pages["C5"]
+    assert all(f"| RL − base, {n}-shot | {t} |" in pages["C5"] for n in (0, 8) for t in (0.6, 1.0))
     assert "FLOPs of pre-training" in pages["C4"] and "No signal" in pages["C1"] and "strict @1" in text
     assert "How another pre-training would come out" in text.partition("## What remains open")[2].partition("## ")[0]
     assert "rates tried in tuning" in pages["C5"]
