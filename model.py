@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from common import UserError
 from kernels.attention import attention
@@ -72,10 +73,57 @@ PRESETS = {
 }
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on x (B, T, heads, D) with cos, sin (1 or B, T, 1, D/2): pairs (i, i + D/2) turn by t * theta^(-2i/D)."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+class Rotate(torch.autograd.Function):
+    """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
+    each angle's cosine twice, sin its -sine, then its sine. The gradient, written out, is the turn back: half the
+    passes over memory that autograd makes."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        cos, sin = ctx.saved_tensors
+        return (g * sin).roll(g.shape[-1] // 2, -1).addcmul_(g, cos), None, None
+
+
+class NormOnCPU(torch.autograd.Function):
+    """F.rms_norm over the last dimension with its gradient written out: with r = 1 / rms(x) and g the upstream one,
+    dx = r g w - x r^3 mean(g w x), dw = sum of g x r over rows. On a CPU torch makes it of many passes over memory."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps: float):
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, weight, r = ctx.saved_tensors
+        out = g * x  # then overwritten: a fresh tensor of a few MB costs four times what a multiplication in place does
+        rows, scale = out.view(-1, *weight.shape), r.view(-1, *weight.shape[:-1])
+        if weight.ndim == 1:
+            dw = rows.T.mv(scale)
+        else:
+            dw = torch.stack([rows[:, i].T.mv(scale[:, i]) for i in range(len(weight))])
+        mean = out.mul_(weight).sum(-1, keepdim=True).mul_(r**3).div_(-x.shape[-1])
+        return torch.mul(g, weight, out=out).mul_(r).addcmul_(x, mean), dw, None
+
+
+def rms_norm(x, weight, eps: float):
+    """x (..., *weight.shape) over its root mean square along the last dimension, times weight; in float32 also under
+    autocast."""
+    x = x.float()
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return NormOnCPU.apply(x, weight, eps)
+    if weight.ndim == 1:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x, weight.shape[-1:], None, eps) * weight
 
 
 class RMSNorm(nn.Module):
@@ -85,7 +133,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)  # float32 also under autocast
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -105,11 +153,16 @@ class Attention(nn.Module):
         heads = c.n_head + c.n_kv_head
         v = qkv[..., heads * c.head_dim :].view(B, T, c.n_kv_head, c.head_dim)
         if c.qk_norm:
-            q, k = qkv[..., : heads * c.head_dim].split([c.n_embd, c.n_kv_head * c.head_dim], dim=-1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
+            qk = qkv[..., : heads * c.head_dim]
+            if c.n_kv_head == c.n_head:  # of one width: one call normalises both
+                weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
+                qk = rms_norm(qk.unflatten(-1, (2, c.n_embd)), weight, c.norm_eps)
+            else:
+                q, k = qk.split([c.n_embd, c.n_kv_head * c.head_dim], dim=-1)
+                qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
         else:
             qk = qkv[..., : heads * c.head_dim]
-        qk = rotate(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k turn together: half the calls
+        qk = Rotate.apply(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k together: half the calls
         q, k, v = (t.transpose(1, 2) for t in (qk[:, :, : c.n_head], qk[:, :, c.n_head :], v))  # (B, H or K, T, D)
         return self.c_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, c.n_embd))
 
@@ -247,8 +300,9 @@ class GPT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=c.init_std, a=-3 * c.init_std, b=3 * c.init_std)
         frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
         angles = torch.arange(c.block_size, dtype=torch.float64)[:, None] * frequencies
-        self.register_buffer("rope_cos", angles.cos().float(), persistent=False)
-        self.register_buffer("rope_sin", angles.sin().float(), persistent=False)
+        cos, sin = angles.cos().float(), angles.sin().float()
+        self.register_buffer("rope_cos", torch.cat((cos, cos), 1), persistent=False)
+        self.register_buffer("rope_sin", torch.cat((-sin, sin), 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -272,9 +326,9 @@ class GPT(nn.Module):
         if positions is None:
             if T > self.config.block_size:
                 raise UserError(f"{T} tokens exceed the model's context of {self.config.block_size}; shorten the input")
-            cos, sin = self.rope_cos[None, :T, None], self.rope_sin[None, :T, None]  # (1, T, 1, D/2)
+            cos, sin = self.rope_cos[None, :T, None], self.rope_sin[None, :T, None]  # (1, T, 1, D)
         else:
-            cos, sin = self.rope_cos[positions].unsqueeze(2), self.rope_sin[positions].unsqueeze(2)  # (B, T, 1, D/2)
+            cos, sin = self.rope_cos[positions].unsqueeze(2), self.rope_sin[positions].unsqueeze(2)  # (B, T, 1, D)
         x = self.wte(idx)
         for layer, block in enumerate(self.blocks):
             if attend is None:

@@ -47,7 +47,7 @@ DRILL_DOCUMENTS = 0.4  # of the math documents, about 30 % of their tokens; the 
 HARD_SHARE = 0.03  # of the worksheet problems in math.bin
 NO_WORK, WRONG_WORK = 0.3, 0.1  # of the pre-training solutions
 
-STEPS = {2: 0.2, 3: 0.3, 4: 0.3, 5: 0.2}  # gsm: number of events in a chain, and how often
+STEPS = {2: 0.25, 3: 0.25, 4: 0.2, 5: 0.15, 6: 0.1, 7: 0.05}  # gsm: number of events in a chain, and how often
 TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
 GSM_MAX, HARD_MAX = (36, 9), (60, 9)  # largest units and tenths at any time
 MIN = (1, 1)  # smallest units and tenths
@@ -250,7 +250,7 @@ def worksheet(rng: random.Random, hard_share: float) -> str:
     """1-10 problems of train chains in one format, joined as few-shot prompts are; some work is wrong or missing."""
     form = rng.choices(list(FORMATS), list(FORMATS.values()))[0]
     problems = []
-    for _ in range(rng.choices(range(1, 11), [1 / n for n in range(1, 11)])[0]):  # half of them: one or two
+    for _ in range(rng.randint(1, 10)):
         chain = train_chain(rng, "hard" if rng.random() < hard_share else "gsm")
         wrong = draw_error(rng, chain) if rng.random() < WRONG_WORK else None
         sentences = question_sentences(chain, rng)
