@@ -41,8 +41,8 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k1=dict(rates=[1 / 16, 0.25, 1, 2, 4], longer=3),  # times SFT's rate; times its updates, first seed only
-    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
+    k1=dict(rates=[1 / 16, 0.25, 1, 2, 4], longer=(3, [0.25, 1])),  # times SFT's rate; times its updates, first seed
+    k3=dict(sync=[8]),  # first seed; beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
     "smoke": dict(
@@ -200,7 +200,8 @@ class Grid:
 
     def gold(self, base: Task, step: int, seed: int) -> None:
         gold = self.train("gold", "train_sft.py", base, step, seed, gold=True)
-        self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
+        if seed == self.seed:
+            self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
 
     def mix_or_scale(self) -> None:
         """C4: the hard tier after RL. Exemplars of that tier, and of gsm (the paper's) as a control."""
@@ -246,8 +247,8 @@ class Grid:
         """K1: SFT at several rates and lengths."""
         p, self.block = self.p, "K1: SFT at other rates and lengths"
         for seed in self.seeds(p["control_seeds"]):
-            for n in [1, p["k1"]["longer"]][: 2 if seed == self.seed else 1]:
-                for times in p["k1"]["rates"]:
+            for n, rates in [(1, p["k1"]["rates"]), p["k1"]["longer"]][: 2 if seed == self.seed else 1]:
+                for times in rates:
                     if (times, n) != (1, 1):
                         change = dict(lr=times * p["sft"]["lr"], steps=n * p["sft"]["steps"])
                         variant = f"{change['lr']:g}x{change['steps']}"
@@ -259,7 +260,7 @@ class Grid:
         p, self.block = self.p, "K2: settings of SFT→RL"
         for seed in self.seeds(p["control_seeds"]):
             sft = self.known[self.name("sft", self.base, p["late"], seed)]
-            for variant, times in (("own", 1), ("x40", 40)):
+            for variant, times in (("own", 1), ("x40", 40))[: 2 if seed == self.seed else 1]:
                 change = dict(variant=variant, group="k2", lr=times * p["rl"]["lr"], steps=p["rl"]["steps"])
                 if any(change[k] != p["sft_rl"][k] for k in ("lr", "steps")):  # else it is the main run
                     self.train("sft_rl", "train_rl.py", self.base, p["late"], seed, start=sft, **change)
@@ -270,14 +271,15 @@ class Grid:
         """K3: what makes parallel averaging work, at equal compute."""
         p = self.p
         steps, lr, sft_lr = (p["parallel"][k] for k in ("steps", "lr", "sft_lr"))
-        variants = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]} | {
+        variants = {
             "sync_end": dict(sync_every=steps), "plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum"),
             "alternate": dict(combine="alternate"),
         }  # fmt: skip
+        sync = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]}
         for seed in self.seeds(p["control_seeds"]):
             self.block = f"K3: parts of parallel averaging, seed {seed}"
             here = (self.base, p["late"], seed)
-            for variant, change in variants.items():
+            for variant, change in ((sync if seed == self.seed else {}) | variants).items():
                 self.train("parallel", "merge.py", *here, variant=variant, group="k3", **change)
             self.train("rl", "train_rl.py", *here, variant="half_rate", group="k3", lr=lr / 2, steps=steps)
             for variant, rate in (("half_rate", sft_lr / 2), ("parallels_rate", sft_lr)):
@@ -290,7 +292,7 @@ class Grid:
         self.block = "C9: sorting the questions"
         by = self.evaluate(self.base, p["late"], "base", on="train", group="c9", **c["sort"])
         for seed in self.seeds(p["control_seeds"]):
-            for only in ("hard", "easy"):
+            for only in ("hard", "easy")[: 2 if seed == self.seed else 1]:
                 self.block = f"C9: {only}, seed {seed}"
                 long = c["steps"] * c["many"] // c["few"]
                 kinds = [("many", c["many"], c["steps"]), ("few", c["few"], c["steps"]), ("long", c["few"], long)]
