@@ -204,6 +204,14 @@ def c5(lab: Lab) -> Claim:
     return claim.done()
 
 
+def other_sft(lab: Lab) -> list[tuple[str, dict]]:
+    """K1's runs of SFT, shorter ones and lower rates first: their names, and evaluations by seed."""
+    found = {r["variant"] for r in lab.evals if r["group"] == "k1"}
+    found = sorted((int(updates), float(rate), f"{rate}x{updates}") for rate, updates in (v.split("x") for v in found))
+    name = "SFT at rate {:g}, {} updates (K1)".format
+    return [(name(rate, n), lab.by_seed("sft", lab.late, group="k1", variant=v)) for n, rate, v in found]
+
+
 def c6(lab: Lab) -> Claim:
     claim = Claim("C6", "RL keeps general skills, SFT does not", "six-benchmark average, method − base",
                   "RL +0.3, SFT −6.1 at 44B")  # fmt: skip
@@ -212,11 +220,8 @@ def c6(lab: Lab) -> Claim:
         for method in ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel"):
             moved, main = subtract(lab.by_seed(method, t), base, "general"), method in ("rl", "sft")
             claim.add(f"{at(t)}: {NAMES[method]} − base", moved, -1, 0.0, main, 0.015 if method == "rl" else 0.0)
-    variants = {r["variant"]: float(r["variant"].split("x")[0]) for r in lab.evals if r["group"] == "k1"}
-    for variant in sorted(variants, key=lambda v: (int(v.split("x")[1]), variants[v])):  # updates, then rate
-        rate, updates = variant.split("x")
-        moved = subtract(lab.by_seed("sft", lab.late, group="k1", variant=variant), base, "general")
-        claim.add(f"{at(lab.late)}: SFT at rate {rate}, {updates} updates (K1) − base", moved, -1, primary=False)
+    for name, other in other_sft(lab):
+        claim.add(f"{at(lab.late)}: {name} − base", subtract(other, base, "general"), -1, primary=False)
     claim.notes.append("Whether SFT's loss of general skill is its objective's or its rate's is what control K1 asks.")
     claim.notes.append("The benchmarks are asked alike of every model: --n-shot concerns the questions alone.")
     return claim.done()
@@ -237,6 +242,9 @@ def c7(lab: Lab) -> Claim:
                 main = metric == 32 and "gold" not in method and t in lab.primary
                 moved = subtract(parallel, lab.by_seed(method, t), metric)
                 claim.add(f"{at(t)}: {what}, parallel − {NAMES[method]}", moved, primary=main)
+    for name, other in other_sft(lab):
+        moved = subtract(lab.by_seed("parallel", lab.late), other, 32)
+        claim.add(f"{at(lab.late)}: pass@32, parallel − {name}", moved, primary=False)
     claim.notes += ceiling(lab)
     return claim.done()
 

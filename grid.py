@@ -41,7 +41,7 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k1=dict(rates=[1 / 16, 0.25, 1, 2, 4], longer=(3, [0.25, 1])),  # times SFT's rate; times its updates, first seed
+    k1=dict(lengths={1: [1 / 16, 0.25, 1, 2, 4], 2: [1, 2]}),  # times SFT's updates: times its rate
     k3=dict(sync=[8]),  # first seed; beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
@@ -178,10 +178,11 @@ class Grid:
             self.more_models()
             self.updates()
             self.wide()
-        self.block = "the other checkpoints, every method"
+        self.block = "the other checkpoints: every method at the first of them"
         for step in p["others"]:
-            self.methods(self.base, step, self.seed)
-            self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
+            if step == p["others"][0]:
+                self.methods(self.base, step, self.seed)
+                self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
             for n_shot in p["shots"][2:]:
                 self.ask_base(self.base, step, n_shot)
 
@@ -247,7 +248,7 @@ class Grid:
         """K1: SFT at several rates and lengths."""
         p, self.block = self.p, "K1: SFT at other rates and lengths"
         for seed in self.seeds(p["control_seeds"]):
-            for n, rates in [(1, p["k1"]["rates"]), p["k1"]["longer"]][: 2 if seed == self.seed else 1]:
+            for n, rates in p["k1"]["lengths"].items():
                 for times in rates:
                     if (times, n) != (1, 1):
                         change = dict(lr=times * p["sft"]["lr"], steps=n * p["sft"]["steps"])

@@ -113,7 +113,7 @@ def test_the_lab_asks_for_what_the_claims_need():
     assert count["k2", "sft_rl", "own"] == 3 * (not same) and count["k2", "sft_rl", "x40"] == 1
     assert count["k2", "rl", "total_updates"] == 1
     assert count["k4", "sft", "token_sum"] == count["k4", "rl", "4_updates"] == 3
-    assert sum(n for (group, *_), n in count.items() if group == "k1") == 14  # 3 x 4 rates, 2 long runs
+    assert sum(n for (group, *_), n in count.items() if group == "k1") == 18  # 3 seeds: 4 + 2
     assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
     assert count["c4", "rl", "hard"] == 10 and count["c8", "rl", ""] == 3
     for split, kind in product(("easy", "hard"), ("many", "few", "long")):
