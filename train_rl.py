@@ -60,7 +60,7 @@ def add_rl_args(p) -> None:
     add = p.add_argument_group("Rollouts and the RL objective").add_argument
     add("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
     add("--group-size", type=int, default=16, help="completions of each question (G)")
-    add("--max-new-tokens", type=int, default=88, help="longest completion in tokens")
+    add("--max-new-tokens", type=int, default=112, help="longest completion in tokens")
     stop = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
     add("--stop", default="template", choices=["template", "eos"], help=stop)
     add("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
