@@ -21,15 +21,16 @@ LAPTOP = dict(
     pretrain=dict(steps=6400, batch_tokens=1280, lr=2.5e-3, micro_batch_size=2, dtype="bfloat16", eval_every=800),
     save_at=[100, 400, 800, 1600, 3200, 6400], early=1600, late=6400, others=[3200],
     seeds=1, other_seeds=1, gold_seeds=1, shots=[8, 0],
-    trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3, gold_rl=0),
-    rl=dict(steps=48, lr=2e-4, save_every=16), sft=dict(steps=120, lr=2e-3, save_every=40),
-    gold=dict(steps=120, lr=2e-3, save_every=40), sft_rl=dict(steps=48, lr=2e-4, save_every=16),
-    gold_rl=dict(steps=48, lr=2e-4, save_every=16), parallel=dict(steps=48, lr=6e-4, sft_lr=6e-4, save_every=16),
+    trials=dict(rl=6, sft=6, gold=6, sft_rl=6, parallel=6, gold_rl=0),
+    rl=dict(steps=48, lr=1e-4, save_every=16), sft=dict(steps=240, lr=1e-3, save_every=80),
+    gold=dict(steps=240, lr=2e-3, save_every=80), sft_rl=dict(steps=48, lr=5e-5, save_every=16),
+    parallel=dict(steps=48, lr=3e-4, sft_lr=3e-4, save_every=16),
     test=dict(limit=400, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     pools={250: 1}, few_epochs=4, many_epochs=60,  # C3: seeds of each pool of questions
 )  # fmt: skip
 LAB = dict(
     seeds=5, others=[3200, 800], other_seeds=2, gold_seeds=2, control_seeds=3, shots=[8, 0, 1, 4],
+    gold_rl=dict(steps=48, lr=5e-5),  # as SFT→RL
     pools={250: 3, 1000: 2},
     c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
         models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
@@ -41,7 +42,7 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k1=dict(lengths={1: [1 / 16, 0.25, 1, 2, 4], 2: [1, 2]}),  # times SFT's updates: times its rate
+    k1=dict(lengths={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1, 4]}),  # times SFT's updates: times its rate
     k3=dict(sync=[8]),  # first seed; beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
@@ -201,7 +202,7 @@ class Grid:
 
     def gold(self, base: Task, step: int, seed: int) -> None:
         gold = self.train("gold", "train_sft.py", base, step, seed, gold=True)
-        if seed == self.seed:
+        if "gold_rl" in self.p and seed == self.seed:
             self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
 
     def mix_or_scale(self) -> None:
@@ -251,7 +252,7 @@ class Grid:
             for n, rates in p["k1"]["lengths"].items():
                 for times in rates:
                     if (times, n) != (1, 1):
-                        change = dict(lr=times * p["sft"]["lr"], steps=n * p["sft"]["steps"])
+                        change = dict(lr=times * p["sft"]["lr"], steps=round(n * p["sft"]["steps"]))
                         variant = f"{change['lr']:g}x{change['steps']}"
                         args = ("sft", "train_sft.py", self.base, p["late"], seed)
                         self.train(*args, variant=variant, group="k1", **change)

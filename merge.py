@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sync-every", type=int, default=1, metavar="H", help=between)
     how = "average (the method) | alternate: an SFT step, then an RL step | sum: one optimizer step on both losses"
     p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
-    p.add_argument("--sft-lr", type=float, default=6e-4, help="rate of the SFT side; --lr is the RL side's")
-    add_training_args(p, steps=48, lr=6e-4)
+    p.add_argument("--sft-lr", type=float, default=3e-4, help="rate of the SFT side; --lr is the RL side's")
+    add_training_args(p, steps=48, lr=3e-4)
     add_rl_args(p)
     add_sft_args(p)
     add_system_args(p)

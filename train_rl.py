@@ -92,7 +92,7 @@ def check_rl_args(args) -> None:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
-    add_training_args(p, steps=48, lr=2e-4)
+    add_training_args(p, steps=48, lr=1e-4)
     add_rl_args(p)
     p.add_argument("--only", choices=list(SPLITS), help="train on the easy or the hard questions, by --by's counts")
     p.add_argument("--by", metavar="EVAL.json", help="what `evaluate.py --split train --temperature 1` found")

@@ -43,7 +43,7 @@ def add_sft_args(p) -> None:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
-    add_training_args(p, steps=120, lr=2e-3)
+    add_training_args(p, steps=240, lr=1e-3)
     add_sft_args(p)
     p.add_argument("--epochs", type=float, help="passes over the examples; sets --steps")
     add_system_args(p)
