@@ -42,8 +42,10 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k1=dict(lengths={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1, 4]}),  # times SFT's updates: times its rate
-    k3=dict(sync=[8]),  # first seed; beside 1 (the method) and once at the end
+    k1=dict(  # by seed: times SFT's updates, times its rate
+        first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1, 4], 0.5: [1]},
+    ),
+    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
     "smoke": dict(
@@ -61,8 +63,8 @@ PRESETS = {
     "lab": LAPTOP | LAB,
 }  # fmt: skip
 # Rough seconds on one core: a laptop step of each stage; a token of pre-training; a completion 0-shot and few-shot.
-SECONDS = {"train_rl.py": 2.8, "train_sft.py": 0.5, "merge.py": 3.6}
-TOKEN, COMPLETION, LARGE = 1 / 8500, (1 / 500, 1 / 200), 2.6  # LARGE: how much slower the large model is
+SECONDS = {"train_rl.py": 3.2, "train_sft.py": 0.6, "merge.py": 3.7}
+TOKEN, COMPLETION, LARGE = 1 / 10500, (1 / 800, 1 / 400), 2.1  # LARGE: how much slower the large model is
 
 
 @dataclass(eq=False)
@@ -202,7 +204,7 @@ class Grid:
 
     def gold(self, base: Task, step: int, seed: int) -> None:
         gold = self.train("gold", "train_sft.py", base, step, seed, gold=True)
-        if "gold_rl" in self.p and seed == self.seed:
+        if "gold_rl" in self.p and seed == self.seed and step == self.p["late"]:
             self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
 
     def mix_or_scale(self) -> None:
@@ -232,8 +234,9 @@ class Grid:
                 args = ("train_sft.py", self.base, p["late"], seed)
                 self.train("rl", "train_rl.py", *args[1:], variant=f"pool{n}", **pool)
                 self.train("sft", *args, variant=f"pool{n}many", steps=many, **pool)
-                self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
-                self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
+                if seed == self.seed or n == min(p["pools"]):
+                    self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
+                    self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
 
     def wide(self) -> None:
         """C5 to pass@256, at the evaluation's temperature and at 1."""
@@ -249,7 +252,7 @@ class Grid:
         """K1: SFT at several rates and lengths."""
         p, self.block = self.p, "K1: SFT at other rates and lengths"
         for seed in self.seeds(p["control_seeds"]):
-            for n, rates in p["k1"]["lengths"].items():
+            for n, rates in p["k1"]["first" if seed == self.seed else "later"].items():
                 for times in rates:
                     if (times, n) != (1, 1):
                         change = dict(lr=times * p["sft"]["lr"], steps=round(n * p["sft"]["steps"]))
@@ -273,15 +276,13 @@ class Grid:
         """K3: what makes parallel averaging work, at equal compute."""
         p = self.p
         steps, lr, sft_lr = (p["parallel"][k] for k in ("steps", "lr", "sft_lr"))
-        variants = {
-            "sync_end": dict(sync_every=steps), "plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum"),
-            "alternate": dict(combine="alternate"),
-        }  # fmt: skip
-        sync = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]}
+        every = {"sync_end": dict(sync_every=steps), "alternate": dict(combine="alternate")}
+        first = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]}
+        first |= {"plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum")}
         for seed in self.seeds(p["control_seeds"]):
             self.block = f"K3: parts of parallel averaging, seed {seed}"
             here = (self.base, p["late"], seed)
-            for variant, change in ((sync if seed == self.seed else {}) | variants).items():
+            for variant, change in ((first if seed == self.seed else {}) | every).items():
                 self.train("parallel", "merge.py", *here, variant=variant, group="k3", **change)
             self.train("rl", "train_rl.py", *here, variant="half_rate", group="k3", lr=lr / 2, steps=steps)
             for variant, rate in (("half_rate", sft_lr / 2), ("parallels_rate", sft_lr)):
@@ -313,7 +314,8 @@ class Grid:
         p, self.block = self.p, "K4: loss denominator, updates a batch"
         for seed in self.seeds(p["control_seeds"]):
             here = (self.base, p["late"], seed)
-            self.train("sft", "train_sft.py", *here, variant="token_sum", group="k4", sft_loss_norm="sum")
+            if seed == self.seed:
+                self.train("sft", "train_sft.py", *here, variant="token_sum", group="k4", sft_loss_norm="sum")
             self.train("rl", "train_rl.py", *here, variant="4_updates", group="k4", updates_per_batch=4)
 
     def more_models(self) -> None:

@@ -37,7 +37,7 @@ MINI = grid.PRESETS["lab"] | dict(
     c10_models=["heavy", "base2"],
     c9=dict(sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL), prompts_per_step=2, few=2,
             many=4, steps=2, points=2),
-    k1=dict(lengths={1: [1, 2], 2: [1, 2]}), k3=dict(sync=[2]),
+    k1=dict(first={1: [1, 2], 2: [1, 2]}), k3=dict(sync=[2]),
 )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_the_lab_asks_for_what_the_claims_need():
     """One run of each kind that docs/analysis_plan.md names, three seeds of the controls."""
     tasks = planned("lab").tasks
     count = Counter((t.record.get("group"), t.method, t.record.get("variant")) for t in tasks if t.kind == "train")
-    for variant, seeds in dict(sync8=1, sync_end=3, plain_sum=3, one_loss=3, alternate=3).items():
+    for variant, seeds in dict(sync8=1, sync_end=3, plain_sum=1, one_loss=1, alternate=3).items():
         assert count["k3", "parallel", variant] == seeds
     assert (
         count["k3", "rl", "half_rate"] == count["k3", "sft", "half_rate"] == count["k3", "sft", "parallels_rate"] == 3
@@ -112,8 +112,8 @@ def test_the_lab_asks_for_what_the_claims_need():
     same = all(p["rl"][k] == p["sft_rl"][k] for k in ("lr", "steps"))  # then the main SFT→RL has RL's own settings
     assert count["k2", "sft_rl", "own"] == 3 * (not same) and count["k2", "sft_rl", "x40"] == 1
     assert count["k2", "rl", "total_updates"] == 1
-    assert count["k4", "sft", "token_sum"] == count["k4", "rl", "4_updates"] == 3
-    assert sum(n for (group, *_), n in count.items() if group == "k1") == 18  # 3 seeds: 4 + 2
+    assert (count["k4", "sft", "token_sum"], count["k4", "rl", "4_updates"]) == (1, 3)
+    assert sum(n for (group, *_), n in count.items() if group == "k1") == 11  # 5, 3 and 3
     assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
     assert count["c4", "rl", "hard"] == 10 and count["c8", "rl", ""] == 3
     for split, kind in product(("easy", "hard"), ("many", "few", "long")):
