@@ -310,8 +310,8 @@ def test_readme_says_what_the_reports_say():
     laptop = (ROOT / "docs/results/laptop/report.md").read_text()
     told = [("ours, world v8", lab, (3, 5)), ("v8, general", lab, (10,))]
     told += [("world v9, one seed", laptop, (3, 5)), ("v9, general", laptop, (10,))]
-    for line, report, columns in told:
-        rows = [[cell.strip().split(" ± ")[0] for cell in row.split("|")[1:-1]] for row in report.splitlines()]
+    for line, text, columns in told:
+        rows = [[cell.strip().split(" ± ")[0] for cell in row.split("|")[1:-1]] for row in text.splitlines()]
         rows = {r[1].split(", best on")[0]: r for r in rows if len(r) == 11 and r[0] in ("8.2M", "")}
         ours = re.search(rf"^\| {line} \|(.*)\|$", readme, re.M)[1].split("|")
         for name, cell in zip(names, ours, strict=True):
