@@ -283,8 +283,9 @@ def c9(lab: Lab) -> Claim:
     for split in ("hard", "easy"):
         equal = subtract(get(split, "many"), get(split, "few"), 1)
         claim.add(f"{split}: many − few completions, equal questions seen", equal, primary=split == "hard")
-        claim.add(f"{split}: many − few, equal completions in all", subtract(get(split, "many"), get(split, "long"), 1),
-                  primary=False)  # fmt: skip
+        if f"{split}_long" in planned or not planned:
+            equal = subtract(get(split, "many"), get(split, "long"), 1)
+            claim.add(f"{split}: many − few, equal completions in all", equal, primary=False)
     for variant, c in planned.items():
         done = len(lab.by_seed("rl", t, variant=variant, group="c9"))
         claim.notes.append(f"{variant}: {c['prompts_per_step']} prompts × {c['group_size']} completions a step, "

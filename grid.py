@@ -29,13 +29,13 @@ LAPTOP = dict(
     pools={250: 1}, few_epochs=4, many_epochs=60,  # C3: seeds of each pool of questions
 )  # fmt: skip
 LAB = dict(
-    seeds=5, others=[3200, 800], other_seeds=2, gold_seeds=2, control_seeds=3, shots=[8, 0, 1, 4],
+    seeds=5, late_seeds=4, others=[3200, 800], other_seeds=2, gold_seeds=2, control_seeds=3, shots=[8, 0, 1, 4],
     gold_rl=dict(steps=48, lr=5e-5),  # as SFT→RL
-    pools={250: 3, 1000: 2},
+    pools={250: 3, 1000: 1},
     c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
         models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
                 "heavy2": dict(mix="math-heavy", seed=1)},
-        lr={"base": 2e-4, "heavy": 4e-4, "large": 4e-4, "base2": 2e-4, "heavy2": 4e-4}, seeds=2,  # docs/tuning.md
+        lr={"base": 2e-4, "heavy": 4e-4, "large": 4e-4, "base2": 2e-4, "heavy2": 4e-4}, seeds=1,  # docs/tuning.md
     ),
     wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
     c10_models=["heavy", "base2", "heavy2"],
@@ -43,7 +43,7 @@ LAB = dict(
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
     k1=dict(  # by seed: times SFT's updates, times its rate
-        first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1, 4], 0.5: [1]},
+        first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1], 0.5: [1]},
     ),
     k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
 )  # fmt: skip
@@ -172,7 +172,6 @@ class Grid:
             self.another_model("heavy2")
             self.mix_or_scale()
             self.rollout_budget()
-            self.pool_sizes(*list(p["pools"])[1:])
             self.block = "C8: more seeds of RL"
             for seed in self.seeds(p["c8_seeds"], p["seeds"]):
                 self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
@@ -181,6 +180,7 @@ class Grid:
             self.more_models()
             self.updates()
             self.wide()
+            self.pool_sizes(*list(p["pools"])[1:])
         self.block = "the other checkpoints: every method at the first of them"
         for step in p["others"]:
             if step == p["others"][0]:
@@ -190,10 +190,12 @@ class Grid:
                 self.ask_base(self.base, step, n_shot)
 
     def main_seeds(self, last: int, start: int = 0) -> None:
+        p = self.p
         for seed in self.seeds(last, start):
             self.block = f"C1 C2 C5 C6 C7: seed {seed}"
             for step in self.primary:
-                self.methods(self.base, step, seed)
+                if step == p["early"] or seed in self.seeds(p.get("late_seeds", p["seeds"])):
+                    self.methods(self.base, step, seed)
 
     def methods(self, base: Task, step: int, seed: int) -> None:
         """The methods that the primary comparisons need, from one checkpoint."""
@@ -234,9 +236,8 @@ class Grid:
                 args = ("train_sft.py", self.base, p["late"], seed)
                 self.train("rl", "train_rl.py", *args[1:], variant=f"pool{n}", **pool)
                 self.train("sft", *args, variant=f"pool{n}many", steps=many, **pool)
-                if seed == self.seed or n == min(p["pools"]):
-                    self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
-                    self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
+                self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
+                self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
 
     def wide(self) -> None:
         """C5 to pass@256, at the evaluation's temperature and at 1."""
@@ -261,7 +262,8 @@ class Grid:
                         self.train(*args, variant=variant, group="k1", **change)
 
     def settings_of_sft_rl(self) -> None:
-        """K2: SFT→RL with direct RL's own settings and with the paper's 40 times its rate; RL as long as SFT→RL."""
+        """K2: SFT→RL with direct RL's own settings and with the paper's 40 times its rate; RL of as many updates
+        as SFT→RL has in all, four a batch: with one, it would take three times SFT→RL's compute."""
         p, self.block = self.p, "K2: settings of SFT→RL"
         for seed in self.seeds(p["control_seeds"]):
             sft = self.known[self.name("sft", self.base, p["late"], seed)]
@@ -269,7 +271,8 @@ class Grid:
                 change = dict(variant=variant, group="k2", lr=times * p["rl"]["lr"], steps=p["rl"]["steps"])
                 if any(change[k] != p["sft_rl"][k] for k in ("lr", "steps")):  # else it is the main run
                     self.train("sft_rl", "train_rl.py", self.base, p["late"], seed, start=sft, **change)
-        total = dict(variant="total_updates", group="k2", steps=p["sft_rl"]["steps"] + p["sft"]["steps"])
+        steps = (p["sft_rl"]["steps"] + p["sft"]["steps"]) // 4
+        total = dict(variant="total_updates", group="k2", steps=steps, updates_per_batch=4)
         self.train("rl", "train_rl.py", self.base, p["late"], self.seed, **total)
 
     def parts_of_parallel(self) -> None:
@@ -289,8 +292,8 @@ class Grid:
                 self.train("sft", "train_sft.py", *here, variant=variant, group="k3", lr=rate, steps=steps)
 
     def rollout_budget(self) -> None:
-        """C9: few and many completions a question, on the questions that the base finds easy or hard; the few, first
-        seed only, also for as many completions in all."""
+        """C9: few and many completions a question, on the questions that the base finds easy or hard; first seed: on
+        hard ones the few also for as many completions in all, and scores along the way."""
         p, c = self.p, self.p["c9"]
         self.block = "C9: sorting the questions"
         by = self.evaluate(self.base, p["late"], "base", on="train", group="c9", **c["sort"])
@@ -299,9 +302,10 @@ class Grid:
                 self.block = f"C9: {only}, seed {seed}"
                 long = c["steps"] * c["many"] // c["few"]
                 kinds = [("many", c["many"], c["steps"]), ("few", c["few"], c["steps"]), ("long", c["few"], long)]
-                for name, n, steps in kinds[: 3 if seed == self.seed else 2]:
+                whole = seed == self.seed and only == "hard"
+                for name, n, steps in kinds[: 3 if whole else 2]:
                     flags = dict(group_size=n, prompts_per_step=c["prompts_per_step"], steps=steps, only=only)
-                    at = [steps * (i + 1) // c["points"] for i in range(c["points"])] if seed == self.seed else []
+                    at = [steps * (i + 1) // c["points"] for i in range(c["points"])] if whole else []
                     if at:
                         flags["save_at"] = at
                     task = self.train("rl", "train_rl.py", self.base, p["late"], seed, variant=f"{only}_{name}",
