@@ -188,6 +188,11 @@ class Grid:
                 self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
             for n_shot in p["shots"][2:]:
                 self.ask_base(self.base, step, n_shot)
+        if "c4" in p:  # cut first when time is short
+            self.pool_sizes(*list(p["pools"])[1:], last=True)
+            self.block, late = "K3: averaging now and then", (self.base, p["late"], self.seed)
+            for n in p["k3"]["sync"]:
+                self.train("parallel", "merge.py", *late, variant=f"sync{n}", group="k3", sync_every=n)
 
     def main_seeds(self, last: int, start: int = 0) -> None:
         p = self.p
@@ -225,8 +230,9 @@ class Grid:
         self.block = f"C4: pre-training of {name}"
         self.models[name] = self.pretrain(name, **self.p["c4"]["models"][name])
 
-    def pool_sizes(self, *sizes: int) -> None:
-        """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter."""
+    def pool_sizes(self, *sizes: int, last: bool = False) -> None:
+        """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter (with
+        many questions it is among the last runs)."""
         p = self.p
         for n in sizes:
             for seed in self.seeds(p["pools"][n]):
@@ -236,8 +242,9 @@ class Grid:
                 args = ("train_sft.py", self.base, p["late"], seed)
                 self.train("rl", "train_rl.py", *args[1:], variant=f"pool{n}", **pool)
                 self.train("sft", *args, variant=f"pool{n}many", steps=many, **pool)
-                self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
                 self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
+                if n == min(p["pools"]) or last:
+                    self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
 
     def wide(self) -> None:
         """C5 to pass@256, at the evaluation's temperature and at 1."""
@@ -280,8 +287,7 @@ class Grid:
         p = self.p
         steps, lr, sft_lr = (p["parallel"][k] for k in ("steps", "lr", "sft_lr"))
         every = {"sync_end": dict(sync_every=steps), "alternate": dict(combine="alternate")}
-        first = {f"sync{n}": dict(sync_every=n) for n in p["k3"]["sync"]}
-        first |= {"plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum")}
+        first = {"plain_sum": dict(weights=[1, 1]), "one_loss": dict(combine="sum")}
         for seed in self.seeds(p["control_seeds"]):
             self.block = f"K3: parts of parallel averaging, seed {seed}"
             here = (self.base, p["late"], seed)
