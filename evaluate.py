@@ -39,12 +39,12 @@ from data.math_qa import (
     template_for,
 )
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
-from data.tokens import load_meta, val_batches
+from data.tokens import document_starts, general_text
 from model import load_model
 from stage import add_system_args, check_numbers
 
 HERE = Path(__file__).parent
-NOT_OF_A_RUN = ("study", "grid", "stats", "claims", "figures", "tables", "paper", "report")  # only ask for runs
+NOT_OF_A_RUN = ("study", "grid", "stats", "lab", "claims", "figures", "tables", "paper", "report")  # only ask for runs
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
 
@@ -110,8 +110,9 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
     """Everything a task needs from files, checked before any task is sampled."""
     questions = load_questions(args.data, task, args.split)[: args.limit or None]
     template = template_for(args.template or task)
-    train = load_questions(args.data, args.shot_task or task, "train") if task != "svamp" else []
-    shots = few_shot_prefix(train, args.n_shot, args.shot_seed, template) if args.n_shot else ""
+    train = load_questions(args.data, task, "train") if task != "svamp" else []
+    exemplars = load_questions(args.data, args.shot_task, "train") if args.shot_task else train
+    shots = few_shot_prefix(exemplars, args.n_shot, args.shot_seed, template) if args.n_shot else ""
     prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
     longest = len(prefix) + max(map(len, prompts))
     if longest + args.max_new_tokens > block_size:
@@ -169,18 +170,18 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
 
 # ----------------------------------------------------------------------------------------------------------- movement
 @torch.no_grad()
-def movement(model, reference, data, device, max_tokens: int = 65_536) -> dict:
+def movement(model, reference, text, eot: int, device) -> dict:
     """How far `model` is from `reference`: L2 distance of the weights, absolute and over the reference's norm, and on
-    held-out (general) text the mean KL(reference || model) and both losses, nats a token."""
+    held-out (general) text (rows, T + 1) the mean KL(reference || model) and both losses, nats a token. Tokens see
+    their own document alone: a model trained so has never seen another before it, nor has any prompt one."""
     start = dict(reference.named_parameters())
     moved = math.sqrt(sum((p - start[name]).square().sum().item() for name, p in model.named_parameters()))
     norm = math.sqrt(sum(p.square().sum().item() for p in start.values()))
-    rows = torch.cat(list(val_batches(data, model.config.block_size, 4, max_tokens)))
-    general = load_meta(data)["mixes"].get("base", {}).get("general.bin", 1.0)  # a world's general text comes first
     kl = loss = loss_reference = count = 0.0
-    for batch in rows[: max(1, round(general * len(rows)))].to(device.device).split(4):
+    for batch in text.to(device.device).split(4):
+        first = document_starts(batch[:, :-1], eot)
         with device.autocast():
-            p, q = (m(batch[:, :-1]).float().log_softmax(-1) for m in (reference, model))
+            p, q = (m(batch[:, :-1], first=first).float().log_softmax(-1) for m in (reference, model))
         kl += (p.exp() * (p - q)).sum().item()
         at = batch[:, 1:, None]
         loss, loss_reference = loss - q.gather(-1, at).sum().item(), loss_reference - p.gather(-1, at).sum().item()
@@ -256,6 +257,8 @@ def main():
             raise UserError(f"--reference {args.reference}: {what}")
         check_tokenizer(enc, other["tokenizer"], args.reference)
         reference = load_model(other, args.reference, device.device, args.kernels)
+        text = general_text(folder, model.config.block_size, 65_536)
+        check_tokenizer(load_tokenizer(folder), ckpt["tokenizer"], args.ckpt)  # --data's text is in its own
     tasks = args.tasks or default_tasks(folder)
     unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
     if unknown:
@@ -283,7 +286,7 @@ def main():
         leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
         results["general_average"] = sum(leading) / len(leading)
     if args.reference:
-        moved = movement(model, reference, folder, device)
+        moved = movement(model, reference, text, enc.eot_token, device)
         results["movement"] = {"reference": parent_of(args.reference, other), **moved}
         print("movement | " + " | ".join(f"{name} {value:.4f}" for name, value in moved.items()))
     print_table(results, args)

@@ -334,7 +334,7 @@ class Grid:
         for name in p["c10_models"]:
             model = self.models[name]
             self.evaluate(model, p["late"], "base", n_shot=p["shots"][0], on="val", group="shots")
-            self.train("rl", "train_rl.py", model, p["late"], self.seed, tasks=["gsm"], lr=p["c4"]["lr"][name])
+            self.train("rl", "train_rl.py", model, p["late"], self.seed, tasks=["gsm"])
 
     def dynamics(self, step: int) -> None:
         """Validation along the first seed's runs; step 0 is where a run began."""

@@ -342,9 +342,9 @@ class GPT(nn.Module):
         entropy, each (N,) float32; no (N, V) tensor is kept."""
         return linear_logprob(hidden, self.head_weight, targets, temperature=temperature, impl=self.impl)
 
-    def forward(self, idx, targets=None):
-        """idx (B, T) -> logits (B, T, V), or with targets (B, T) the mean next-token loss."""
-        h = self.hidden(idx)
+    def forward(self, idx, targets=None, first=None):
+        """idx (B, T) -> logits (B, T, V), or with targets (B, T) the mean next-token loss; first: see hidden()."""
+        h = self.hidden(idx, first)
         if targets is None:
             return F.linear(h, self.head_weight)
         return -self.logprobs(h.flatten(0, 1), targets.flatten())[0].mean()

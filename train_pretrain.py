@@ -23,7 +23,7 @@ import torch
 
 from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
-from data.tokens import TokenMix, load_meta, val_batches
+from data.tokens import TokenMix, document_starts, load_meta, val_batches
 from model import PRESETS, build_model, load_model
 from stage import Start, add_system_args, add_training_args, note_changes, parse
 
@@ -60,13 +60,6 @@ def parse_args():
 
 
 # ------------------------------------------------------------------------------------------------------- the objective
-def document_starts(idx: torch.Tensor, eot: int) -> torch.Tensor:
-    """idx (B, T) -> (B, T) int32: where the document of each token starts, the last end-of-text at or before it. What
-    the window cut off at its left edge starts at 0."""
-    here = torch.arange(idx.shape[1], device=idx.device, dtype=torch.int32)
-    return torch.where(idx == eot, here, 0).cummax(dim=1).values.int()
-
-
 def pretrain_loss(model, batch, denom: int, z_loss: float, eot: int | None = None):
     """Next-token loss summed over batch (B, T+1) and divided by `denom`, the target tokens of the WHOLE step.
     eot: tokens see their own document alone; None: the whole window before them.

@@ -179,6 +179,13 @@ class TokenMix:
         return [key for key in ours if key != "step" and ours[key] != state.get(key)]
 
 
+def document_starts(idx: torch.Tensor, eot: int) -> torch.Tensor:
+    """idx (B, T) -> (B, T) int32: where the document of each token starts, the last end-of-text at or before it. What
+    the window cut off at its left edge starts at 0."""
+    here = torch.arange(idx.shape[1], device=idx.device, dtype=torch.int32)
+    return torch.where(idx == eot, here, 0).cummax(dim=1).values.int()
+
+
 def val_batches(
     folder: str | os.PathLike, block_size: int, batch_rows: int, max_tokens: int | None = None
 ) -> Iterator[torch.Tensor]:
@@ -202,6 +209,15 @@ def val_batches(
         )
         for i in range(0, wanted, batch_rows)
     )
+
+
+def general_text(folder: str | os.PathLike, block_size: int, max_tokens: int) -> torch.Tensor:
+    """The held-out text without its mathematics, which comes last in val.bin: (rows, block_size + 1)."""
+    meta, rows = load_meta(folder), torch.cat(list(val_batches(folder, block_size, 4, max_tokens)))
+    share = {"general.bin": 1.0} | meta["mixes"].get("base", {})  # a world's text is held out in its proportions,
+    if meta["kind"] == "text":  # a prepared folder's in those of the files
+        share = {name: meta["files"][name]["tokens"] for name in ("general.bin", "math.bin") if name in meta["files"]}
+    return rows[: max(1, round(share["general.bin"] / sum(share.values()) * len(rows)))]
 
 
 # ---------------------------------------------------------------- writing a data folder

@@ -1,5 +1,6 @@
 """Evaluation: pass@k by hand, what the JSON holds, what results do not depend on.   pytest -q tests/test_evaluate.py"""
 
+import argparse
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ from tiny import BYTES, bigram_model, chain_table, read_jsonl, tiny_model, write
 import evaluate
 from common import Device, UserError, load_checkpoint, weights_hash
 from data.math_qa import load_questions
-from data.tokens import val_batches
+from data.tokens import general_text, val_batches
 from evaluate import mean_stderr, pass_at_k
 
 QUICK = "--n-samples 4 --k 1 2 4 --max-new-tokens 12".split()
@@ -211,11 +212,20 @@ def test_default_output_is_beside_the_checkpoint(ok, world, chain):
     assert names == ["ckpt_000003.pt", "ckpt_000003.val_1shot.json", "ckpt_000003.val_1shot.samples.jsonl"]
 
 
+def test_guess_floor_is_of_the_tasks_own_answers(world):
+    """Whatever set the exemplars come from."""
+    args = dict(data=world, split="test", limit=0, template=None, n_shot=1, shot_seed=0, max_new_tokens=1)
+    files = evaluate.read_task(BYTES, "gsm", 96, argparse.Namespace(shot_task="hard", **args))
+    own = load_questions(world, "gsm", "train")
+    assert files["train"] == own != load_questions(world, "hard", "train") and len(files["prefix"]) > 1
+
+
 def test_movement_by_hand(world):
     """Bigram models: KL and loss are those of their tables' rows at the tokens read; the distance is of all weights."""
     tables = [torch.randn(257, 257, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
     start, model = (bigram_model(t) for t in tables)
-    got = evaluate.movement(model, start, world, Device(torch.device("cpu"), torch.float32))
+    text, cpu = general_text(world, 96, 0), Device(torch.device("cpu"), torch.float32)
+    got = evaluate.movement(model, start, text, 256, cpu)
     rows = torch.cat(list(val_batches(world, 96, 4)))
     rows = rows[: round(0.8 * len(rows))]  # the general text; mathematics follows it
     p, q = (t.log_softmax(-1)[rows[:, :-1]] for t in tables)
@@ -224,8 +234,22 @@ def test_movement_by_hand(world):
     assert got["loss_reference"] == pytest.approx(-p.gather(-1, rows[:, 1:, None]).mean().item(), rel=1e-3)
     pairs = list(zip(model.parameters(), start.parameters(), strict=True))
     assert got["distance"] == pytest.approx(math.sqrt(sum((a - b).square().sum().item() for a, b in pairs)), rel=1e-5)
-    same = evaluate.movement(start, start, world, Device(torch.device("cpu"), torch.float32))
+    same = evaluate.movement(start, start, text, 256, cpu)
     assert same["distance"] == same["kl"] == 0 and same["loss"] == same["loss_reference"] == got["loss_reference"]
+
+
+def test_movement_reads_each_document_by_itself():
+    """Its KL and losses over a row of two documents are those of the documents alone."""
+    eot, cpu = 256, Device(torch.device("cpu"), torch.float32)
+    one, two = (torch.cat((torch.tensor([eot]), torch.randint(256, (n,)))) for n in (7, 12))
+    models = tiny_model(1), tiny_model(2)
+    both = evaluate.movement(*models, torch.cat((one, two))[None], eot, cpu)
+    parts = [evaluate.movement(*models, row[None], eot, cpu) for row in (torch.cat((one, two[:1])), two)]
+    for key in ("kl", "loss", "loss_reference"):
+        apart = (8 * parts[0][key] + 12 * parts[1][key]) / 20
+        assert both[key] == pytest.approx(apart, rel=1e-5)
+    whole = models[0](torch.cat((one, two))[None, :-1], torch.cat((one, two))[None, 1:]).item()
+    assert abs(whole - both["loss"]) > 1e-3  # with the first document in sight
 
 
 def test_reference_goes_into_the_report(ok, refused, world, base, tmp_path):

@@ -5,7 +5,8 @@ import torch
 from tiny import assert_same, load, read_jsonl, tiny_model
 
 import train_pretrain
-from train_pretrain import document_starts, pretrain_loss
+from data.tokens import document_starts
+from train_pretrain import pretrain_loss
 
 TINY = "--preset tiny --block-size 32 --batch-tokens 128 --steps 12 --lr 1e-2 --eval-tokens 256".split()
 
