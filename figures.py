@@ -141,7 +141,7 @@ def forest(claim: Claim):
 
 
 def pool_sizes(lab: Lab):
-    """C3: scores against the number of questions; the last place is all of them, the main runs."""
+    """C3: scores against the number of questions; the last place is all of them, the main runs of RL and SFT."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.3))
     sizes, t, some = pools(lab), lab.late, False
     kinds = [("rl", "", "rl", "RL"), ("sft", "many", "sft", "SFT, 60 epochs"), ("sft", "few", "base0", "SFT, 4 epochs"),
@@ -149,7 +149,8 @@ def pool_sizes(lab: Lab):
     for ax, k in zip(axes, (1, 32), strict=True):
         for method, kind, look, label in kinds:
             places = [lab.by_seed(method, t, variant=f"pool{n}{kind}", group="c3") for n in sizes]
-            places.append(lab.by_seed(method, t) if kind != "few" else {})
+            whole = kind in ("", "few")  # SFT's main runs make about as few passes; many on all questions were not run
+            places.append(lab.by_seed(method, t) if whole else {})
             got = [(i, [value(r, k) for r in found.values()]) for i, found in enumerate(places) if found]
             some = some or any(i < len(sizes) for i, _ in got)
             if got:
@@ -170,7 +171,7 @@ def hard_tier(lab: Lab):
     models = [r["base"] for r in lab.runs if r["kind"] == "pretrain"]
     rows = {"after RL": ("rl", "hard", "o", "#a61c1c"), "base, 8 hard exemplars": ("base", "hard_shots", "s", "white"),
             "base, 8 gsm exemplars": ("base", "gsm_shots", "^", "#bbbbbb")}  # fmt: skip
-    some, floor = False, None
+    some = False
     for i, (label, (method, variant, marker, face)) in enumerate(rows.items()):
         for x, model in enumerate(models):
             found = lab.find(method=method, base=model, group="c4", variant=variant)
@@ -178,8 +179,7 @@ def hard_tier(lab: Lab):
             name = label if x == 0 else None
             ax.plot([x + 0.15 * (i - 1)] * len(got), got, marker, color="#222222", mfc=face, ms=6, ls="", label=name)
             some = some or bool(got)
-            floor = found[0]["result"]["questions"]["hard"]["guess_floor"].get("1") if found else floor
-    mark_floor(ax, floor)
+    mark_floor(ax, lab.manifest.get("data", {}).get("guess_floor", {}).get("hard", {}).get("1"))
     ax.set_xticks(range(len(models)), models)
     ax.set_ylabel("pass@1 on the hard tier, %")
     ax.set_ylim(bottom=0)
@@ -270,10 +270,12 @@ def rollout_flops(lab: Lab, rows: list[dict]) -> float:
 
 
 def budget(lab: Lab):
-    """C9: validation pass@1 of the first seed against questions seen and against FLOPs."""
-    figure, axes = plt.subplots(2, 2, figsize=(8.4, 6), sharey=True)
+    """C9: validation pass@1 of the first seed against questions seen and against FLOPs, where scores were taken."""
+    taken = {r["variant"].split("_")[0] for r in lab.evals if r["group"] == "c9" and r["split"] == "val"}
+    splits = [s for s in ("hard", "easy") if s in taken] or ["hard"]
+    figure, axes = plt.subplots(len(splits), 2, figsize=(8.4, 3 * len(splits)), sharey=True, squeeze=False)
     some = False
-    for row, split in zip(axes, ("hard", "easy"), strict=True):
+    for row, split in zip(axes, splits, strict=True):
         for name, look in (("many", "rl"), ("few", "base0"), ("long", "sft")):
             first = dict(variant=f"{split}_{name}", seed=lab.manifest["seed"])
             run = next((r for r in lab.runs if r.get("group") == "c9" and first.items() <= r.items()), None)

@@ -35,7 +35,7 @@ LAB = dict(
     c4=dict(  # models: pre-training flags and, of a second pre-training, its seed's distance; RL's rate of each model
         models={"heavy": dict(mix="math-heavy"), "large": dict(preset="world-4x"), "base2": dict(seed=1),
                 "heavy2": dict(mix="math-heavy", seed=1)},
-        lr={"base": 2e-4, "heavy": 4e-4, "large": 4e-4, "base2": 2e-4, "heavy2": 4e-4}, seeds=1,  # docs/tuning.md
+        lr={"base": 2e-4, "heavy": 1e-4, "large": 1e-4, "base2": 2e-4, "heavy2": 1e-4}, seeds=1,  # docs/tuning.md
     ),
     wide=dict(limit=100, n_samples=256, k=[1, 8, 32, 256]),  # C5 at two temperatures
     c10_models=["heavy", "base2", "heavy2"],

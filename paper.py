@@ -1,8 +1,9 @@
 """The paper's numbers on GSM8K for its 1B model (50B tokens), percent, and where they come from.
 
 Sources: pass@k digitised from the paper's figures (RL, SFT, SFT-Gold, SFT->RL by checkpoint; parallel averaging; base
-by number of shots), error about 0.3 points; averages from evaluation files that its authors published. None: no such
-number (the published SFT->RL averages belong to other, earlier runs).
+by number of shots), error mostly about 0.3 points, up to 1.6 (RL's pass@8 at 20B); base8 and base0 come from two
+figures, which differ by as much. Averages from evaluation files that its authors published. None: no such number (the
+published SFT->RL averages belong to other, earlier runs).
 """
 
 # pre-training tokens in B: method: (pass@1, pass@8, pass@32, average of six benchmarks)
@@ -40,8 +41,7 @@ PAPER = {
         "sft": (37.75, 60.75, 73.84, 41.13),
         "gold": (54.08, 78.67, 87.79, 40.08),
         "sft_rl": (53.63, 64.85, 70.28, None),
+        "gold_rl": (60.33, 70.05, 75.13, None),
         "parallel": (47.93, 73.24, 84.53, None),
     },
 }
-# Training dynamics at 14B tokens, digitised likewise: (pass@1, pass@32) at the first and the last step shown.
-PAPER_DYNAMICS = {"rl": ((3.79, 45.49), (38.62, 68.76)), "sft_rl": ((33.43, 79.91), (49.13, 74.91))}

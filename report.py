@@ -2,7 +2,7 @@
 
     python report.py runs/lab         # rebuilds them from runs/lab/runs.json and the evaluations that it names
 
-Every number comes from those files by code; only the paper's own numbers (paper.py) are typed in. claims.py judges,
+Every number comes from those files by code; only the paper's own (paper.py, claims.py) are typed in. claims.py judges,
 figures.py draws, tables.py tabulates. What is not there yet is said to be not run.
 """
 
@@ -25,10 +25,11 @@ FIGURES = {  # of each claim, besides the forest of its differences
     "C1": ["c1"], "C2": ["c2"], "C3": ["c3"], "C4": ["c4"], "C5": ["dynamics_late", "dynamics_early", "wide"],
     "C6": ["general"], "C7": ["parallel"], "C8": ["c8"], "C9": ["c9"], "C10": ["c10"], "C11": ["c11"],
 }  # fmt: skip
-USED = {  # (groups, methods, base models) of the runs behind a claim; None: all
+USED = {  # (groups, methods) of the runs behind a claim; None: all
     "C1": ({"main", "shots"}, {"rl", "base"}), "C2": ({"main", "k2"}, {"rl", "sft", "sft_rl"}), "C3": ({"c3"}, None),
     "C4": ({"c4"}, None), "C5": ({"main", "dynamics", "wide"}, {"rl", "sft", "sft_rl", "base"}),
-    "C6": ({"main"}, set(ORDER)), "C7": ({"main"}, set(ORDER)), "C8": ({"main", "c8"}, {"rl"}), "C9": ({"c9"}, None),
+    "C6": ({"main", "k1"}, set(ORDER)), "C7": ({"main", "k1"}, set(ORDER)),
+    "C8": ({"main", "c8"}, {"rl"}), "C9": ({"c9"}, None),
     "C10": ({"main", "shots"}, {"rl", "base"}), "C11": ({"main", "shots"}, {"base"}),
     "K1": ({"k1"}, None), "K2": ({"k2"}, None), "K3": ({"k3"}, None), "K4": ({"k4"}, None),
 }  # fmt: skip
@@ -80,7 +81,8 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
     """What stands above the claims, and the list of what was not run, which goes to the end."""
     m, evals = lab.manifest, [r for r in lab.evals if r["result"]]
     commits = sorted({str(r["result"].get("commit")) for r in evals})
-    sources = sorted({str(r.get("source") or r["result"].get("source")) for r in evals})
+    sources = {r["result"].get("source") for r in evals} | {r.get("source") for r in m["runs"] if r["finished"]}
+    sources = sorted(map(str, sources - {None}))
     hours, done = sum(r["seconds"] or 0 for r in m["runs"]) / 3600, sum(r["finished"] for r in m["runs"])
     seeds = [f"{at(t)}: {len(lab.by_seed('rl', t))}" for t in lab.planned["rl"]]
     missing = [r["name"] for r in m["runs"] if not r["finished"]]
@@ -135,7 +137,7 @@ def read_out(lab: Lab, key: str) -> list[str]:
 
 
 def commands(lab: Lab, key: str) -> list[str]:
-    """Of the first seed; the others differ in --seed alone."""
+    """Of the first seed."""
     groups, methods = USED[key]
     return [r["command"] for r in lab.manifest["runs"] if r.get("group") in groups and r["finished"]
             and (methods is None or r["method"] in methods) and r["seed"] == lab.manifest["seed"]]  # fmt: skip
@@ -164,7 +166,8 @@ def claim_page(lab: Lab, claim: Claim, draw) -> list[tuple]:
         said = f"Samples, from {at(tokens)} tokens, seed {seed}: first answers to the first questions, not chosen"
         blocks.append(("code", said, told))
     if said := commands(lab, claim.key):
-        blocks.append(("code", f"Commands, first seed ({len(said)}; other seeds differ in --seed alone)", said))
+        what = f"Commands, first seed ({len(said)}; other seeds differ in --seed alone, and lack some settings)"
+        blocks.append(("code", what, said))
     return blocks
 
 

@@ -49,7 +49,8 @@ def claims(claims: list[Claim]) -> tuple:
         link = f"[{claim.key}](#{claim.key.lower()})"
         rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,
                      said, f"[below](#{claim.key.lower()})"])  # fmt: skip
-    head = ["", "claim", "primary statistic, points", "paper", "ours [95 % interval]", "seeds", "verdict", "figure"]
+    ours = "ours [95 % interval; C6's RL: 90 %]"
+    head = ["", "claim", "primary statistic, points", "paper", ours, "seeds", "verdict", "figure"]
     return "table", head, rows
 
 
@@ -122,7 +123,7 @@ def calibration(lab: Lab) -> tuple:
     for name, got, (low, high) in wanted:
         holds = "–" if got is None else "yes" if low <= 100 * got <= high else "**no**"
         rows.append([name, f"{low} to {high}", "not run" if got is None else percent(got), holds])
-    return "table", ["quantity", "target, %", "came out, %", "holds"], rows
+    return "table", ["quantity", "target on validation questions, %", "came out on test questions, %", "holds"], rows
 
 
 def shuffle(lab: Lab) -> tuple:
@@ -177,7 +178,7 @@ def chosen(lab: Lab) -> tuple:
                 trials = lab.manifest.get("trials", {}).get(method, "–")
                 rows.append([at(t), NAMES[method], str(best), percent(path[best]), str(last), percent(path[last]),
                              str(trials)])  # fmt: skip
-    head = ["tokens", "method", "best step", "pass@1 there", "last step", "pass@1 there", "rates tried in tuning"]
+    head = ["tokens", "method", "best step", "pass@1 there", "last step", "pass@1 there", "settings tried in tuning"]
     return "table", head, rows
 
 
@@ -242,8 +243,8 @@ def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
         r for r in rows if r["method"] == "rl" or (r["method"] in ("parallel", "sft_rl") and r["group"] == "main")
     ]
     compared = dict.fromkeys((r["method"], r.get("variant", "")) for r in others)
-    for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token"), ("pass@1", "pass@1")):
-        start = [(0.0, base, 0.0)] if base is not None and axis != "pass@1" else []
+    for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token")):
+        start = [(0.0, base, 0.0)] if base is not None else []
         line = sorted(start + [(r[axis], r["general"], r["loss"]) for r in sft])
         for key in compared if len(line) > 2 else ():
             mine = [r for r in others if (r["method"], r.get("variant", "")) == key]

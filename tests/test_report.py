@@ -226,7 +226,7 @@ def test_every_claim_and_control_has_its_page(whole):
     assert all(f"| RL − base, {n}-shot | {t} |" in pages["C5"] for n in (0, 8) for t in (0.6, 1.0))
     assert "FLOPs of pre-training" in pages["C4"] and "No signal" in pages["C1"] and "strict @1" in text
     assert "How another pre-training would come out" in text.partition("## What remains open")[2].partition("## ")[0]
-    assert "rates tried in tuning" in pages["C5"]
+    assert "settings tried in tuning" in pages["C5"]
     assert "Mixed sources" not in text and "planned runs not run" not in text
 
 
