@@ -3,7 +3,6 @@ method lives here; the flags are in stage.py."""
 
 import ctypes
 import errno
-import hashlib
 import json
 import math
 import os
@@ -65,14 +64,17 @@ def setup(args) -> Device:
     name = found if args.device == "auto" else args.device
     if name.split(":")[0] not in {found, "cpu"}:
         raise UserError(f"--device {name}: torch finds no such device here; use --device {found}")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no name of a device; use --device {found}") from error
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device
     dtype = torch.float32
     why = "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it"
     if args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda"):
         on_cpu = device.type == "cpu" and matmul_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
-        if on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        if on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
             dtype, why = torch.bfloat16, "asked for" if args.dtype == "bfloat16" else "the GPU has it"
         else:
             why = f"this {device.type} has no bfloat16 arithmetic"
@@ -148,14 +150,14 @@ def peak_memory() -> float:
 
 
 class Run:
-    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl`, checkpoints; and the console line.
+    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl` (rollouts), checkpoints; and the console line.
     `start`: a stage.Start."""
 
     def __init__(self, args, stage: str, start):
         self.args, self.stage, self.out = args, stage, Path(args.out)
-        self.start, self.began = start, time.time()
+        self.start, self.began, self.before = start, time.time(), 0.0  # before: seconds of the run before --resume
         writable_dir(self.out)
-        found = sorted(self.out.glob("ckpt_*.pt"))
+        found = sorted(p for p in self.out.glob("ckpt_*.pt") if p.stem[5:].isdecimal())
         later = [p.name for p in found if int(p.stem[5:]) > start.step]
         if later and args.resume:
             raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
@@ -164,20 +166,25 @@ class Run:
         (self.out / "config.json").write_text(json.dumps(vars(args), indent=1) + "\n")
         for name in ("metrics.jsonl", "samples.jsonl"):  # rows past the step we resume from will be written again
             path = self.out / name
-            rows = path.read_text().splitlines() if args.resume and path.exists() else []
+            if not path.exists():
+                continue
+            rows = path.read_text().splitlines() if args.resume else []
             kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start.step]
             path.write_text("".join(r + "\n" for r in kept))
+            if kept and name == "metrics.jsonl":
+                self.before = json.loads(kept[-1])["perf/elapsed_s"]
 
     def log(self, step: int, shown: dict, metrics: dict) -> None:
         """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
-        `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}."""
+        `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}. None: not measured."""
         elapsed = time.time() - self.began
         left = elapsed / max(1, step - self.start.step) * (self.args.steps - step)
-        pairs = [(label, *spec.split(":", 1)) for label, spec in shown.items()]
-        line = " | ".join(f"{label} {format(metrics[key], spec)}" for label, key, spec in pairs if key in metrics)
+        values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
+        line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
         print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
         with open(self.out / "metrics.jsonl", "a") as f:
-            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory(), "perf/elapsed_s": round(elapsed, 2)}
+            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
+            row["perf/elapsed_s"] = round(self.before + elapsed, 2)
             f.write(json.dumps(row) + "\n")
 
     def sample(self, step: int, row: dict) -> None:
@@ -246,18 +253,3 @@ def load_checkpoint(path) -> dict:
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # left by torch.compile and DDP in files of forks
         ckpt["model"] = {k.removeprefix(prefix): v for k, v in ckpt["model"].items()}
     return ckpt
-
-
-def weights_hash(weights: dict) -> str:
-    """sha256 over names and float32 bytes: the identity of a set of weights, whatever file holds it."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def parent_of(path, ckpt: dict) -> dict:
-    """What a checkpoint records of the file it was started from."""
-    kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
-    return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, load_checkpoint, parent_of, run, setup, writable_dir
+from common import UserError, load_checkpoint, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
 from data.math_qa import (
     TASKS,
@@ -41,7 +41,7 @@ from data.math_qa import (
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
-from stage import add_system_args, check_numbers
+from stage import add_system_args, check_numbers, parent_of
 
 HERE = Path(__file__).parent
 NOT_OF_A_RUN = ("study", "grid", "stats", "lab", "claims", "figures", "tables", "paper", "report")  # only ask for runs
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 def parse_args():
     args = parser().parse_args()
     check_numbers(args)
-    if args.temperature < 0 or not 0 < args.top_p <= 1:
+    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         given = f"--temperature {args.temperature:g} --top-p {args.top_p:g}"
         raise UserError(f"{given}: give a temperature of at least 0 and a top-p above 0, at most 1")
     if args.temperature == 0:
@@ -219,10 +219,12 @@ def print_table(results: dict, args) -> None:
     if results["benchmarks"]:
         print(f"\n{'benchmark':<14}{'acc':>16}{'acc_norm':>16}")
         for name, r in results["benchmarks"].items():
-            norm = f"{100 * r['acc_norm']:.1f}" if r.get("acc_norm") is not None else "-"
+            norm = percent(r["acc_norm"], r["acc_norm_stderr"]) if r.get("acc_norm") is not None else "-"
             extra = f"  perplexity {r['ppl']:.1f}" if r.get("ppl") is not None else ""
             print(f"{name:<14}{percent(r['acc'], r['stderr']):>16}{norm:>16}{extra}")
-        print(f"{'average':<14}{100 * results['general_average']:>16.1f}")
+        errors = [r["stderr" if n in ACCURACY else "acc_norm_stderr"] for n, r in results["benchmarks"].items()]
+        error = math.sqrt(sum(e**2 for e in errors)) / len(errors)
+        print(f"{'average':<14}{percent(results['general_average'], error):>16}  of acc_norm, last word: acc")
 
 
 def default_tasks(data: Path) -> list[str]:

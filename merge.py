@@ -14,7 +14,7 @@ local step of each side, rollouts come from the RL side, moments persist.
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
     python merge.py --init runs/base/ckpt_006400.pt --out runs/parallel                 # laptop, about 3 minutes
-    python merge.py --average runs/rl/ckpt_000048.pt runs/sft/ckpt_000120.pt --weights 0.5 0.5 --out runs/mean.pt
+    python merge.py --average runs/rl/ckpt_000048.pt runs/sft/ckpt_000240.pt --weights 0.5 0.5 --out runs/mean.pt
 """
 
 import argparse
@@ -33,19 +33,26 @@ from common import (
     load_checkpoint,
     lr_at,
     make_optimizer,
-    parent_of,
     run,
     save_checkpoint,
     set_lr,
     setup,
     step_with_clip,
-    weights_hash,
     writable_dir,
 )
 from data.math_qa import draw, format_prompt, template_for
 from model import check_context
-from stage import add_system_args, add_training_args, load_start, parse
-from train_rl import add_rl_args, check_rl_args, grpo_step, reference_weights, rollout, rollout_metrics, stop_strings
+from stage import add_system_args, add_training_args, load_start, parent_of, parse, weights_hash
+from train_rl import (
+    add_rl_args,
+    check_rl_args,
+    grpo_step,
+    reference_weights,
+    rollout,
+    rollout_metrics,
+    stop_strings,
+    write_samples,
+)
 from train_sft import add_sft_args, load_examples, sft_gradient
 
 PRESETS = {
@@ -92,6 +99,8 @@ def parse_args():
     args, ckpt = parse(parser(), PRESETS)
     check_rl_args(args)
     args.weights = args.weights or [0.5, 0.5]
+    if not all(map(math.isfinite, args.weights)):
+        raise UserError(f"--weights {args.weights}: numbers are needed")
     if len(args.weights) != 2:
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
     if args.combine == "sum" and args.updates_per_batch > 1:
@@ -202,6 +211,8 @@ def main():
         shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
         shown |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}
         out.log(done, shown | {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}, metrics)
+        if out.due(done) or done == 1:
+            write_samples(out, done, batch, args.group_size, enc)
         if out.due(done):
             optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
             out.save(done, rl_side, optimizers, metrics)

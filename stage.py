@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from common import Device, UserError, load_checkpoint, parent_of
+from common import Device, UserError, load_checkpoint
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
@@ -44,7 +44,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
     add = p.add_argument_group("Input and output").add_argument
     add("--data", default="data/world", metavar="DIR", help="a folder made by data.world or data.tokens")
-    add("--out", metavar="DIR", help="run folder: checkpoints, config.json, metrics.jsonl, samples.jsonl")
+    add("--out", metavar="DIR", help="run folder: checkpoints, config.json, metrics.jsonl; rollouts in samples.jsonl")
     if not pretrain:
         add("--init", metavar="CKPT", help="start a new run from these weights")
         add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
@@ -58,7 +58,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     add("--betas", type=float, nargs=2, default=betas)
     add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
     add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
-    add("--save-every", type=int, default=0, help="steps between checkpoints; 0 = only the last one")
+    add("--save-every", type=int, default=0, help="steps between checkpoints; the last step is always saved")
     add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps")
 
 
@@ -81,7 +81,9 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
         for name, old in before.items():
             if (new := getattr(args, name)) != old and name == "steps":
                 raise UserError(f"--steps {new}: this run's schedule ends at {old}; drop --steps or start a new run")
-            elif new != old:
+            if new != old and name in ("epochs", "preset"):
+                raise UserError(f"--{name} {new}: this run began with {old}, and keeps it; drop --{name}")
+            if new != old:
                 print(f"note: --{name.replace('_', '-')} is {new}, the run had {old}")
         if not ckpt["optimizer"]:
             raise UserError(f"{args.resume} is an average, there is no run to go on with; use --init")
@@ -103,9 +105,29 @@ def check_numbers(args) -> None:
     for name in NOT_NEGATIVE:
         if (got := getattr(args, name, None)) is not None and not 0 <= got < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {got}: must be a number of at least 0")
+    for step in getattr(args, "save_at", []):
+        if step < 1 or (step > args.steps and not getattr(args, "epochs", None)):
+            raise UserError(f"--save-at {step}: must be a step of the run, 1 to {args.steps}")
+    if not 0 <= args.seed < 2**40:
+        raise UserError(f"--seed {args.seed}: must be at least 0 and below 2**40")
     betas = getattr(args, "betas", [])
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"--betas {betas[0]} {betas[1]}: each must be at least 0 and below 1")
+
+
+def weights_hash(weights: dict) -> str:
+    """sha256 over names and float32 bytes: the identity of a set of weights, whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def parent_of(path, ckpt: dict) -> dict:
+    """What a checkpoint records of the file it was started from."""
+    kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
+    return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
 
 
 def load_start(args, ckpt: dict | None, device: Device):

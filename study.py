@@ -27,6 +27,7 @@ from pathlib import Path
 
 import report
 from common import UserError, run, writable_dir
+from data.world import code_hash
 from evaluate import git_commit, source_hash
 from grid import PRESETS, Grid, Task, words
 from lab import read_json, read_jsonl
@@ -258,6 +259,9 @@ def main():
             command = [sys.executable, *study.make_world().split()[1:]]
             if subprocess.run(command, cwd=HERE, stdout=log, stderr=subprocess.STDOUT).returncode:
                 raise UserError(f"the world could not be made; see {study.dir / 'logs' / 'world.log'}")
+    made_by = study.data / "made_by"
+    if not made_by.is_file() or made_by.read_text().strip() != code_hash():
+        raise UserError(f"{study.data} holds a world of other code than data/world.py: remove it, and it is made anew")
     study.data_hash = hashlib.sha256((study.data / "meta.json").read_bytes()).hexdigest()
     if old := read_json(study.dir / "runs.json"):
         study.elapsed = old["seconds"]

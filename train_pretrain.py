@@ -17,6 +17,7 @@ flags below is the paper's run; (2) checkpoints are log-spaced by default, the p
 """
 
 import argparse
+import math
 import time
 
 import torch
@@ -50,7 +51,11 @@ def parse_args():
     args, ckpt = parse(parser())
     if args.batch_tokens < args.block_size:
         raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
+    if not ckpt and args.save_tokens and (args.save_at or args.save_every):
+        raise UserError("--save-tokens, --save-at and --save-every each say when to save; give one of them")
     if not ckpt and not args.save_at and not args.save_every:
+        if args.save_tokens and not all(0 < n < math.inf for n in args.save_tokens):
+            raise UserError(f"--save-tokens {args.save_tokens}: each must be a number above 0")
         if args.save_tokens:
             per_step = args.batch_tokens // args.block_size * args.block_size
             args.save_at = sorted({min(args.steps, max(1, round(n / per_step))) for n in args.save_tokens})
@@ -91,6 +96,7 @@ def main():
     eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
     data = TokenMix(args.data, meta["mixes"][args.mix], args.block_size, rows, args.seed)
+    next(val_batches(args.data, args.block_size, 1))  # refuses too little held-out text now, not at the first save
     identity = {"tokenizer": meta["tokenizer"]["hash"], "files": meta["files"], "mix": meta["mixes"][args.mix]}
 
     if ckpt:

@@ -21,6 +21,7 @@ A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is 
 import argparse
 import copy
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,11 @@ from common import (
     set_lr,
     setup,
     step_with_clip,
-    weights_hash,
 )
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
 from model import check_context
-from stage import add_system_args, add_training_args, load_start, parse
+from stage import add_system_args, add_training_args, load_start, parse, weights_hash
 
 PRESETS = {
     "laptop": {},
@@ -84,9 +84,11 @@ def check_rl_args(args) -> None:
         raise UserError(f"--group-size {G}: a group needs 2 or more completions to have a baseline; try 8")
     if not 1 <= n <= P:
         raise UserError(f"--updates-per-batch {n}: must be 1 to {P} prompts; lower it")
-    if args.temperature <= 0:
+    if not 0 < args.temperature < math.inf:
         t = args.temperature
         raise UserError(f"--temperature {t}: rollouts are sampled, so it must be above 0; the paper uses 1")
+    if args.dual_clip and not 1 < args.dual_clip < math.inf:
+        raise UserError(f"--dual-clip {args.dual_clip}: it bounds the ratio, so it is above 1, or 0 for none")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,12 +113,15 @@ def parse_args():
 def choose(questions, args):
     """Those of `questions` that the model of `--by` got right (strict) in a share of its samples that fits `--only`."""
     try:
-        found = json.loads(Path(args.by).read_text())["questions"][args.task]["questions"]
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(Path(args.by).read_text())
+        split, found = found["settings"]["split"], found["questions"][args.task]["questions"]
+        right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"--by {args.by} holds no counts of {args.task} ({error!r})"
         raise UserError(f"{what}; give evaluate.py's JSON") from error
+    if split != "train":
+        raise UserError(f"--by {args.by} counts {split} questions; give `evaluate.py --split train`'s JSON")
     low, high = SPLITS[args.only]
-    right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
     chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
     if not chosen:
         raise UserError(f"{args.by}: none of its {len(right)} questions is {args.only}; sample more questions")
@@ -208,6 +213,7 @@ def rollout(model, enc, questions, prompts, indices, step, args, device, stop=No
         )  # fmt: skip
     completions = out.completions()
     texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
+    texts = [stop.cut(text) for text in texts] if stop else texts  # as evaluation reads them
     gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
@@ -274,14 +280,15 @@ def reference_weights(args, start) -> dict:
 
 
 def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
-    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
+    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each. What is averaged over
+    tokens with a gradient is None where a batch has none, and the KL where no reference is kept."""
     per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
     updates = [rows.flatten().tolist() for rows in per_update]
-    old = [None]  # later updates meet a policy that has moved: take their old_logprobs now, cut as they will be
-    for rows in updates[1:]:
-        with torch.no_grad(), device.autocast():
+    old = [None]  # later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and
+    for rows in updates[1:]:  # with gradients on, since without them other code computes them, and rounds otherwise
+        with device.autocast():
             old.append([
-                model.completion_logprobs(*batch.rows(part), args.temperature)[0]
+                model.completion_logprobs(*batch.rows(part), args.temperature)[0].detach()
                 for part in signal_micro_batches(batch, rows, args)
             ])  # fmt: skip
     results = []
@@ -290,13 +297,14 @@ def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) 
         check_finite(stats["loss"], step + 1, args.out)
         stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         results.append(stats)
-    tokens = max(1, sum(r["tokens"] for r in results))
+    tokens = sum(r["tokens"] for r in results)
+    mean = lambda key: sum(r[key] for r in results) / tokens if tokens else None  # noqa: E731
     return {
         "train/loss": sum(r["loss"] for r in results) / len(results),
         "train/grad_norm": sum(r["grad_norm"] for r in results) / len(results),
-        "policy/kl": sum(r["kl"] for r in results) / tokens,
-        "policy/clip_frac": sum(r["clipped"] for r in results) / tokens,
-        "policy/entropy": sum(r["entropy"] for r in results) / tokens,
+        "policy/kl": mean("kl") if ref is not None else None,
+        "policy/clip_frac": mean("clipped"),
+        "policy/entropy": mean("entropy"),
         "policy/ratio_min": min(r["ratio_min"] for r in results),
         "policy/ratio_max": max(r["ratio_max"] for r in results),
         "policy/ratio_max_first_update": results[0]["ratio_max"],
@@ -318,6 +326,14 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
         "completion/parse_failure": sum(extract_answer(t) is None for t in batch.texts) / len(batch.texts),
         "completion/tokens": int(batch.lengths.sum()),
     }
+
+
+def write_samples(out: Run, step: int, batch: Batch, group_size: int, enc) -> None:
+    """Rollouts to read: the first of the first two questions, and one that was right (if any was)."""
+    for i in dict.fromkeys([0, group_size, int(batch.rewards.argmax())]):
+        text, prompt = batch.texts[i], decode(enc, batch.prompts[i][1:])
+        row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
+        out.sample(step, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})
 
 
 def main():
@@ -359,10 +375,7 @@ def main():
         shown |= {"gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}
         out.log(done, shown, metrics)
         if out.due(done) or done == 1:
-            for i in dict.fromkeys([0, args.group_size, int(batch.rewards.argmax())]):
-                text, prompt = batch.texts[i], decode(enc, batch.prompts[i][1:])
-                row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
-                out.sample(done, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})
+            write_samples(out, done, batch, args.group_size, enc)
         if out.due(done):
             out.save(done, model, optimizer.state_dict(), metrics)
 

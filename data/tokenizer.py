@@ -193,8 +193,8 @@ def load_tokenizer(name_or_file: str | os.PathLike = "world") -> tiktoken.Encodi
         return _load_folder(path)
     if not path.is_file():
         raise UserError(
-            f"tokenizer {name_or_file!r}: no such name or file; give world, gpt2, cl100k_base, "
-            "a .tiktoken or .bpe file, or a data folder"
+            f"tokenizer {name_or_file!r}: no such name or file; give world, gpt2, cl100k_base, a .tiktoken or .bpe "
+            "file, or a data folder (`python -m data.world` or `python -m data.tokens` makes one)"
         )
     ranks = read_ranks(path)
     known = {digest: name for name, digest in KNOWN_HASHES.items()}

@@ -327,12 +327,19 @@ def token_stream(
     return np.concatenate(pieces)[:n_tokens]
 
 
+def code_hash() -> str:
+    """Of the code that decides what a world holds. A folder's file `made_by` has that of the code that made it."""
+    files = [Path(__file__), Path(__file__).with_name("world_general.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def build(out: Path, seed: int, n_tokens: int) -> tuple:
     """Write the whole data folder; return what `report` prints from: (meta, encoding, question rows, items, makers)."""
+    (out / "meta.json").unlink(missing_ok=True)  # no longer whole
     facts = people_facts(seed)
     makers: dict[str, Callable[[random.Random], str]] = {
         "general.bin": lambda rng: document(rng, facts),
@@ -382,6 +389,7 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
             for task, a in answers.items()
         },
     }
+    (out / "made_by").write_text(code_hash() + "\n")
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return meta, enc, rows, items, makers
 

@@ -16,9 +16,10 @@ import torch
 from tiny import assert_same, load, read_jsonl, tiny_model, write_ckpt
 
 import common
-from common import UserError, load_checkpoint, lr_at, make_optimizer, save_checkpoint, step_with_clip, weights_hash
+from common import UserError, load_checkpoint, lr_at, make_optimizer, save_checkpoint, step_with_clip
 from data.math_qa import draw
 from model import check_context
+from stage import weights_hash
 
 ROOT = Path(common.__file__).parent
 SFT = "--batch-size 4 --steps 4 --save-every 2 --lr 1e-3 --threads 1".split()
@@ -242,6 +243,11 @@ def test_resume_keeps_its_horizon(refused, sft_run):
     refused("train_sft", "--resume", sft_run / "ckpt_000002.pt", "--steps", "9", words=("--steps 9", "4"))
 
 
+def test_resume_keeps_epochs_and_preset(refused, sft_run):
+    for flags in (("--epochs", "3.0"), ("--preset", "paper")):
+        refused("train_sft", "--resume", sft_run / "ckpt_000002.pt", *flags, words=(" ".join(flags), "began with"))
+
+
 def test_resume_excludes_init(refused, sft_run, base):
     refused("train_sft", "--resume", sft_run / "ckpt_000002.pt", "--init", base, words=("--init", "--resume"))
 
@@ -279,6 +285,7 @@ def test_resume_drops_rows_past_the_step(ok, sft_run):
     ok("train_sft", "--resume", sft_run / "ckpt_000002.pt")
     again = read_jsonl(sft_run / "metrics.jsonl")
     assert [r["step"] for r in again] == [1, 2, 3, 4]
+    assert again[2]["perf/elapsed_s"] >= json.loads(rows[1])["perf/elapsed_s"]  # goes on counting
     assert [r["train/loss"] for r in again] == [json.loads(r)["train/loss"] for r in rows]
 
 

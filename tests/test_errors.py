@@ -144,6 +144,11 @@ def test_prompt_over_the_context(refused, world, base, tmp_path):
         (["--updates-per-batch", "3"], ("--updates-per-batch 3", "2")),
         (["--updates-per-batch", "0"], ("--updates-per-batch 0",)),
         (["--temperature", "0"], ("--temperature 0",)),
+        (["--temperature", "nan"], ("--temperature nan",)),
+        (["--dual-clip", "0.5"], ("--dual-clip 0.5", "above 1")),
+        (["--save-at", "3"], ("--save-at 3", "1 to 2")),
+        (["--seed", "-1"], ("--seed -1",)),
+        (["--device", "cpu:x"], ("--device cpu:x",)),
         (["--steps", "0"], ("--steps 0",)),
         (["--micro-batch-size", "0"], ("--micro-batch-size 0",)),
         (["--prompts-per-step", "0"], ("--prompts-per-step 0",)),
@@ -163,6 +168,17 @@ def test_rl_settings(refused, world, base, tmp_path, flags, words):
     assert not list(tmp_path.glob("run/*.pt"))
 
 
+def test_pretraining_settings(refused, world, tmp_path):
+    flags = ("--data", world, "--out", tmp_path / "run", "--block-size", "32", "--steps", "4")
+    refused("train_pretrain", *flags, "--save-tokens", "nan", words=("--save-tokens",))
+    refused(
+        "train_pretrain", *flags, "--save-tokens", "64", "--save-every", "2", words=("--save-tokens", "--save-every")
+    )
+    refused("train_pretrain", *flags, "--block-size", "1000", "--batch-tokens", "1000", words=("val.bin",))
+    refused("merge", "--init", tmp_path, "--out", tmp_path / "run", "--weights", "nan", "1", words=("--weights",))
+    assert not (tmp_path / "run").exists()
+
+
 def test_epochs(refused, world, base, tmp_path):
     refused(
         "train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", "--epochs", "0", words=("--epochs 0",)
@@ -178,6 +194,7 @@ def test_evaluation_settings(refused, world, base, tmp_path):
         "--prompts-per-batch 0",
         "--max-new-tokens 0",
         "--temperature -1",
+        "--temperature nan",
         "--top-p 0",
         "--limit -1",
         "--n-shot -1",

@@ -11,10 +11,11 @@ import torch
 from tiny import BYTES, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt
 
 import evaluate
-from common import Device, UserError, load_checkpoint, weights_hash
+from common import Device, UserError, load_checkpoint
 from data.math_qa import load_questions
 from data.tokens import general_text, val_batches
 from evaluate import mean_stderr, pass_at_k
+from stage import weights_hash
 
 QUICK = "--n-samples 4 --k 1 2 4 --max-new-tokens 12".split()
 
@@ -291,3 +292,9 @@ def test_training_questions_sort_themselves_for_rl(ok, refused, world, chain, tm
     refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("none of its 12 questions",))
     by = ("--only", "easy", "--by", tmp_path / "none.json")
     refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("none.json",))
+    (tmp_path / "none.json").write_text("[]")
+    refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("none.json",))
+    flags = ("--tasks", "gsm", "--split", "val", "--temperature", "1", *QUICK)
+    ok("evaluate", "--ckpt", ckpt, "--data", world, *flags, "--out", tmp_path / "val.json")
+    by = ("--only", "hard", "--by", tmp_path / "val.json")
+    refused("train_rl", *rl, *by, "--out", tmp_path / "x", words=("val questions", "--split train"))

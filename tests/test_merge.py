@@ -6,8 +6,9 @@ from test_rl import reinforce
 from tiny import BYTES, EOT, assert_same, load, read_jsonl, tiny_model, write_ckpt
 
 import merge
-from common import Device, load_checkpoint, parent_of, weights_hash
+from common import Device, load_checkpoint
 from data.math_qa import load_questions, template_for
+from stage import parent_of, weights_hash
 from train_rl import rollout
 from train_sft import load_examples
 

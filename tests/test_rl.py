@@ -269,9 +269,18 @@ def test_updates_per_batch():
         optimizer.step()
         optimizer.zero_grad()
     assert stats["policy/ratio_max"] == pytest.approx(max(ratios), rel=1e-4) and max(ratios) > 1.001
-    assert stats["policy/ratio_max_first_update"] == 1.0
+    assert stats["policy/ratio_max_first_update"] == 1.0 and stats["policy/kl"] is None  # no reference is kept
     for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ratios_of_a_policy_that_has_not_moved_are_one(dtype):
+    """Of every update of a batch: old log-probs come from the code that computes the new ones."""
+    args = settings(updates_per_batch=2, lr=0.0)
+    model, batch = tiny_model(6), hand_batch()
+    stats = grpo_step(model, None, make_optimizer(model, args), batch, args, Device(torch.device("cpu"), dtype))
+    assert stats["policy/ratio_min"] == stats["policy/ratio_max"] == 1.0
 
 
 def test_a_batch_without_signal_leaves_the_weights():
@@ -279,6 +288,7 @@ def test_a_batch_without_signal_leaves_the_weights():
     model, batch = tiny_model(7), hand_batch(rewards=[0] * 6)
     before = copy.deepcopy(model.state_dict())
     stats = grpo_step(model, None, make_optimizer(model, args), batch, args, CPU)
+    assert stats["policy/entropy"] is stats["policy/clip_frac"] is stats["policy/kl"] is None  # nothing was measured
     assert stats["train/grad_norm"] == 0 and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -326,7 +336,7 @@ def test_rollouts_end_at_the_stop_string(stop, world):
     args = settings(max_new_tokens=16, stop=stop)
     stops = stop_strings(args, BYTES, template_for("gsm"))
     batch = rollout(bigram_model(table), BYTES, questions, prompts, [0], 0, args, CPU, stops)
-    assert batch.texts[0] == ("\\boxed{13}\n" if stop == "template" else "\\boxed{13}\nQQQQQ")
+    assert batch.texts[0] == ("\\boxed{13}" if stop == "template" else "\\boxed{13}\nQQQQQ")  # cut, as evaluation does
     assert bool(batch.finished.all()) == (stop == "template") and int(batch.lengths[0]) == len(batch.completions[0])
 
 

@@ -10,6 +10,7 @@ import pytest
 from tiny import assert_same, load, read_jsonl
 
 import common
+import stage
 
 ROOT = Path(common.__file__).parent
 TRAINED = {"train/loss", "train/grad_norm", "train/lr", "perf/tok_per_sec", "perf/step_ms", "perf/peak_mem_gb"}
@@ -55,10 +56,11 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
         assert not [p for p in run.iterdir() if p.name.startswith(".")]
         if name != "base":
             parent = load(runs["base"] / "ckpt_000002.pt")
-            assert ckpt["parent"] == common.parent_of("ckpt_000002.pt", parent)
-    samples = read_jsonl(runs["rl"] / "samples.jsonl")
-    assert samples and {"step", "prompt", "completion", "extracted", "gold", "reward"} <= samples[0].keys()
-    assert samples[0]["prompt"].startswith("Q: ")
+            assert ckpt["parent"] == stage.parent_of("ckpt_000002.pt", parent)
+    for name in ("rl", "parallel"):
+        samples = read_jsonl(runs[name] / "samples.jsonl")
+        assert samples and {"step", "prompt", "completion", "extracted", "gold", "reward"} <= samples[0].keys()
+        assert samples[0]["prompt"].startswith("Q: ")
     rl = read_jsonl(runs["rl"] / "metrics.jsonl")
     assert [r["train/updates"] for r in rl] == [2, 4] and rl[0]["policy/ratio_max_first_update"] == 1.0
     assert load(tmp_path / "mean.pt")["parent"]["merged"][0]["stage"] == "train_rl"

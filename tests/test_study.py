@@ -254,6 +254,20 @@ def test_minutes_end_a_study(tmp_path, monkeypatch):
     assert not failed and made.begun == []
 
 
+def test_a_world_of_other_code_is_refused(tmp_path, monkeypatch):
+    """Else a study would report an old world's numbers as today's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "meta.json").write_text("{}")
+    monkeypatch.setattr("sys.argv", ["study.py", "--preset", "smoke", "--out", str(tmp_path)])
+    for made_by in ("", "another\n"):
+        if made_by:
+            (tmp_path / "world" / "made_by").write_text(made_by)
+        with pytest.raises(UserError, match="other code.*remove it"):
+            study.main()
+    assert not (tmp_path / "runs.json").exists()
+
+
 def test_the_plan_is_printed_in_order(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["study.py", "--preset", "lab", "--plan"])
     study.main()
