@@ -24,7 +24,7 @@ import torch
 
 from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
-from data.tokens import TokenMix, document_starts, load_meta, val_batches
+from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
 from stage import Start, add_system_args, add_training_args, note_changes, parse
 
@@ -89,15 +89,12 @@ def validation_loss(model, args, device, eot) -> float:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    meta = load_meta(args.data)
-    if args.mix not in meta["mixes"]:
-        raise UserError(f"--mix {args.mix}: {args.data} has {', '.join(meta['mixes'])}; choose one of them")
     enc = load_tokenizer(args.data)
     eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
-    data = TokenMix(args.data, meta["mixes"][args.mix], args.block_size, rows, args.seed)
+    data = TokenMix(args.data, args.mix, args.block_size, rows, args.seed)
     next(val_batches(args.data, args.block_size, 1))  # refuses too little held-out text now, not at the first save
-    identity = {"tokenizer": meta["tokenizer"]["hash"], "files": meta["files"], "mix": meta["mixes"][args.mix]}
+    identity = {"tokenizer": data.meta["tokenizer"]["hash"], "files": data.meta["files"], "mix": data.mix}
 
     if ckpt:
         check_tokenizer(enc, ckpt["tokenizer"], args.resume)

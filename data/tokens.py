@@ -117,7 +117,6 @@ class TokenMix:
         self._offset = np.uint64(_hash64(f"{seed}"))
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         self._rows, self._taken = 0, np.zeros(len(self.names), dtype=np.int64)  # rows before self._rows, by file
-        self.step = 0  # the next batch in sequence, for state_dict
 
     def _files(self, start: int, stop: int) -> np.ndarray:
         """File number of rows start..stop-1."""
@@ -154,29 +153,10 @@ class TokenMix:
             out[row, len(head) :] = stream[: self.block_size + 1 - len(head)]  # the ring closes
             self._taken[file] += 1
         self._rows += self.batch_rows
-        self.step = step + 1
         if out.max() >= self.n_vocab:
             names = ", ".join(self.names)
             raise UserError(f"token id {out.max()} in {names}, but the vocabulary has {self.n_vocab}; prepare it again")
         return torch.from_numpy(out)
-
-    def state_dict(self) -> dict:
-        """Position and identity of the data, plain values for a checkpoint."""
-        return {
-            "step": self.step,
-            "seed": self.seed,
-            "block_size": self.block_size,
-            "batch_rows": self.batch_rows,
-            "mix": dict(self.mix),
-            "tokens": {name: len(stream) for name, stream in zip(self.names, self.streams, strict=True)},
-            "tokenizer": self.meta["tokenizer"]["hash"],
-        }
-
-    def load_state_dict(self, state: dict) -> list[str]:
-        """Take the position of `state`; returns the names of what else differs from it, for the caller to report."""
-        ours = self.state_dict()
-        self.step = state["step"]
-        return [key for key in ours if key != "step" and ours[key] != state.get(key)]
 
 
 def document_starts(idx: torch.Tensor, eot: int) -> torch.Tensor:

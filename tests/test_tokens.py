@@ -68,16 +68,6 @@ def test_weights_hold_over_any_stretch(folder, rows):
     assert abs(int((first_ids >= 100).sum()) - 192) <= 5  # a fifth of 960 rows
 
 
-def test_state_dict_holds_the_position_and_reports_changes(folder):
-    mix = TokenMix(folder, "base", 7, 3, seed=5)
-    mix.batch(0), mix.batch(1)
-    state = json.loads(json.dumps(mix.state_dict()))  # plain values only
-    again = TokenMix(folder, "base", 7, 3, seed=5)
-    assert again.load_state_dict(state) == [] and again.step == 2
-    assert torch.equal(again.batch(again.step), mix.batch(2))
-    assert TokenMix(folder, "only_a", 7, 3, seed=4).load_state_dict(state) == ["seed", "mix", "tokens"]
-
-
 def test_uint32_files(tmp_path):
     folder = make_folder(tmp_path / "wide", {"val.bin": range(40)}, dtype="<u4")
     assert next(val_batches(folder, 5, 2)).tolist()[1] == [5, 6, 7, 8, 9, 10]
