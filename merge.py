@@ -119,7 +119,7 @@ def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
     tied."""
     rest = 1.0 - sum(weights)
     for (name, a), (_, b) in zip(side_a.named_parameters(), side_b.named_parameters(), strict=True):
-        mean = weights[0] * a + weights[1] * b
+        mean = weights[0] * a + weights[1] * b  # ABLATION: another way to merge
         if abs(rest) > 1e-12:
             mean += rest * anchor[name]
         for target in (a, b, anchor[name]):

@@ -71,7 +71,7 @@ def pretrain_loss(model, batch, denom: int, z_loss: float, eot: int | None = Non
     Returns (loss with z-loss, plain loss)."""
     h = model.hidden(batch[:, :-1], first=None if eot is None else document_starts(batch[:, :-1], eot))
     logprobs, lse, _ = model.logprobs(h.flatten(0, 1), batch[:, 1:].flatten())
-    nll = -logprobs.sum() / denom
+    nll = -logprobs.sum() / denom  # ABLATION: another objective
     return (nll + z_loss * lse.square().sum() / denom if z_loss else nll), nll.detach()
 
 

@@ -132,6 +132,7 @@ def choose(questions, args):
 def group_advantages(rewards: torch.Tensor, group_size: int, norm: str = "std") -> torch.Tensor:
     """rewards (P * G,), groups adjacent -> advantages (P * G,): centred per group, over (std + 1e-6) with ddof 1 unless
     norm is "none". A group of equal rewards gets exactly 0."""
+    # ABLATION: another baseline or scale
     groups = rewards.view(-1, group_size)
     advantages = groups - groups.mean(dim=1, keepdim=True)
     if norm == "std":
@@ -163,6 +164,7 @@ def grpo_loss(
     log_ratio = (logprobs - old_logprobs) * mask
     ratio = log_ratio.exp()  # (B, T), exactly 1 on the first update of a batch
     adv = advantages[:, None]
+    # ABLATION: another surrogate
     surrogate = torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
     if dual_clip:  # a sample of negative advantage that has become likely: bound its push (Ye et al. 2020)
         surrogate = torch.where(adv < 0, torch.maximum(surrogate, dual_clip * adv), surrogate)
@@ -215,6 +217,7 @@ def rollout(model, enc, questions, prompts, indices, step, args, device, stop=No
     texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
     texts = [stop.cut(text) for text in texts] if stop else texts  # as evaluation reads them
     gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
+    # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
         [prompts[i] for i in indices for _ in range(args.group_size)], completions, out.lengths, rewards,
@@ -362,6 +365,7 @@ def main():
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
+        # ABLATION: another choice of questions
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
         batch = rollout(model, enc, questions, prompts, drawn, step, args, device, stop)
         sampled = time.time()

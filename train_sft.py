@@ -66,6 +66,7 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
             [*enc.encode_ordinary(format_target(q, solution, template)), enc.eot_token],
         )
         for q in questions
+        # ABLATION: other demonstrations of a question
         for solution in (q.solutions if gold else q.solutions[:1])
     ]
 
@@ -73,7 +74,7 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
 def sft_loss(logprobs, mask, denom) -> torch.Tensor:
     """logprobs, mask (B, T), mask 1 on target tokens; denom: target tokens of the WHOLE step, not of this
     micro-batch."""
-    return -(logprobs * mask).sum() / denom
+    return -(logprobs * mask).sum() / denom  # ABLATION: another objective
 
 
 def sft_gradient(model, examples, args, device) -> dict:
