@@ -153,6 +153,7 @@ class Grid:
         for seed in self.seeds(p["gold_seeds"]):
             for step in self.primary:
                 self.gold(self.base, step, seed)
+        self.calibration()
         if "c4" in p:
             self.another_model("large")
         self.main_seeds(p["seeds"], 3)
@@ -213,6 +214,15 @@ class Grid:
         gold = self.train("gold", "train_sft.py", base, step, seed, gold=True)
         if "gold_rl" in self.p and seed == self.seed and step == self.p["late"]:
             self.train("gold_rl", "train_rl.py", base, step, seed, start=gold)
+
+    def calibration(self) -> None:
+        """What the world was made for, on the questions on which it was made: the few-shot base, SFT-Gold."""
+        p, self.block = self.p, "calibration, on validation questions"
+        asked = dict(on="val", group="calibration", limit=p["test"]["limit"])
+        for step in dict.fromkeys([p["save_at"][0], p["late"]]):
+            self.evaluate(self.base, step, "base", n_shot=p["shots"][0], **asked)
+        gold = self.known[self.name("gold", self.base, p["late"], self.seed)]
+        self.evaluate(gold, p["gold"]["steps"], "gold", **asked)
 
     def mix_or_scale(self) -> None:
         """C4: the hard tier after RL. Exemplars of that tier, and of gsm (the paper's) as a control."""

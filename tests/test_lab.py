@@ -101,6 +101,7 @@ def test_every_run_is_done_and_told(lab):
         None,
         "main",
         "shots",
+        "calibration",
         "dynamics",
         "wide",
         *(f"c{i}" for i in (3, 4, 8, 9)),
