@@ -41,7 +41,8 @@ def claims(claims: list[Claim]) -> tuple:
     rows = []
     for claim in claims:
         main = [c for c in claim.comparisons if c.primary]
-        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference] or claim.notes[:2]
+        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference]
+        ours = ours or claim.notes[: 2 * (claim.verdict != "not run")]
         leanings = {c.leaning for c in main if c.difference}
         alike = claim.verdict == "estimate" and len(leanings) == 1  # else the rows say it
         said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if alike else "")
