@@ -333,7 +333,8 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
 
 def write_samples(out: Run, step: int, batch: Batch, group_size: int, enc) -> None:
     """Rollouts to read: the first of the first two questions, and one that was right (if any was)."""
-    for i in dict.fromkeys([0, group_size, int(batch.rewards.argmax())]):
+    second = group_size % len(batch.texts)  # the first again, where a batch is one question
+    for i in dict.fromkeys([0, second, int(batch.rewards.argmax())]):
         text, prompt = batch.texts[i], decode(enc, batch.prompts[i][1:])
         row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
         out.sample(step, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})

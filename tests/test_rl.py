@@ -340,6 +340,12 @@ def test_rollouts_end_at_the_stop_string(stop, world):
     assert bool(batch.finished.all()) == (stop == "template") and int(batch.lengths[0]) == len(batch.completions[0])
 
 
+def test_a_batch_of_one_question(tmp_path, ok, world, base):
+    flags = "--steps 1 --prompts-per-step 1 --group-size 2 --max-new-tokens 4".split()
+    ok("train_rl", "--init", base, "--data", world, "--out", tmp_path / "run", *flags)
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 1
+
+
 def test_rl_learns(tmp_path, ok):
     """From a model that answers 1, 2 or 3 alike, RL on questions whose answer is 2 must find it, by the command."""
     data = write_world(tmp_path / "world")
