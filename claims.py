@@ -87,18 +87,9 @@ def c2(lab: Lab) -> Claim:
     for t in lab.planned["sft_rl"]:
         rl = lab.by_seed("rl", t)
         claim.add(f"{at(t)}: RL − SFT→RL", subtract(rl, lab.by_seed("sft_rl", t), 1), 1, -0.03, t in lab.primary)
-    t, planned = lab.late, {r["variant"] for r in lab.evals if r["group"] == "k2"}
-    for variant, name in (("own", "SFT→RL with RL's own settings"), ("x40", "SFT→RL with 40 times RL's rate")):
-        other = lab.by_seed("sft_rl", t, variant=variant, group="k2")
-        if variant in planned or not planned:
-            claim.add(f"{at(t)}: RL − {name}", subtract(lab.by_seed("rl", t), other, 1), 1, -0.03, False)
-    destroyed = lab.by_seed("sft_rl", t, variant="x40", group="k2")
-    if destroyed and mean(destroyed) < 0.01:
-        left = mean_score(destroyed, 1)
-        claim.notes.append(f"40 times RL's rate destroys the model (pass@1 {left}): to lie above it says nothing.")
-    if planned and "own" not in planned:
-        same = "SFT→RL's tuned rate and batches are RL's own"
-        claim.notes.append(f"{same}: its main runs are also the control with RL's own settings (K2).")
+    t = lab.late
+    own = subtract(lab.by_seed("rl", t), lab.by_seed("sft_rl", t, variant="own", group="k2"), 1)
+    claim.add(f"{at(t)}: RL − SFT→RL with RL's own settings", own, 1, -0.03, False)
     longer = lab.by_seed("rl", t, variant="total_updates", group="k2")
     moved = subtract(longer, lab.by_seed("sft_rl", t), 1)
     claim.add(f"{at(t)}: RL of SFT→RL's total updates − SFT→RL", moved, 1, -0.03, False)

@@ -42,10 +42,10 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
+    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
     k1=dict(  # by seed: times SFT's updates, times its rate
         first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1], 0.5: [1]},
     ),
-    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
 )  # fmt: skip
 PRESETS = {
     "smoke": dict(
@@ -177,20 +177,16 @@ class Grid:
             for seed in self.seeds(p["c8_seeds"], p["seeds"]):
                 self.train("rl", "train_rl.py", self.base, p["early"], seed, group="c8")
             self.parts_of_parallel()
-            self.settings_of_sft_rl()
-            self.more_models()
-            self.updates()
-            self.wide()
             self.pool_sizes(*list(p["pools"])[1:])
-        self.block = "the other checkpoints: every method at the first of them"
-        for step in p["others"]:
-            if step == p["others"][0]:
-                self.methods(self.base, step, self.seed)
-                self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
-            for n_shot in p["shots"][2:]:
-                self.ask_base(self.base, step, n_shot)
+            self.settings_of_sft_rl()
+            self.updates()
+            self.more_models()
+            self.wide()
+        self.block = "every method at another checkpoint"
+        for step in p["others"][:1]:
+            self.methods(self.base, step, self.seed)
+            self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
         if "c4" in p:  # cut first when time is short
-            self.pool_sizes(*list(p["pools"])[1:], last=True)
             self.block, late = "K3: averaging now and then", (self.base, p["late"], self.seed)
             for n in p["k3"]["sync"]:
                 self.train("parallel", "merge.py", *late, variant=f"sync{n}", group="k3", sync_every=n)
@@ -240,9 +236,9 @@ class Grid:
         self.block = f"C4: pre-training of {name}"
         self.models[name] = self.pretrain(name, **self.p["c4"]["models"][name])
 
-    def pool_sizes(self, *sizes: int, last: bool = False) -> None:
-        """C3: few questions; SFT at few and many epochs, SFT-Gold with as many updates as the latter (with
-        many questions it is among the last runs)."""
+    def pool_sizes(self, *sizes: int) -> None:
+        """C3: few questions; SFT at few and many epochs, on the smallest pool SFT-Gold with as many updates as the
+        latter."""
         p = self.p
         for n in sizes:
             for seed in self.seeds(p["pools"][n]):
@@ -253,7 +249,7 @@ class Grid:
                 self.train("rl", "train_rl.py", *args[1:], variant=f"pool{n}", **pool)
                 self.train("sft", *args, variant=f"pool{n}many", steps=many, **pool)
                 self.train("sft", *args, variant=f"pool{n}few", steps=few, **pool)
-                if n == min(p["pools"]) or last:
+                if n == min(p["pools"]):
                     self.train("gold", *args, variant=f"pool{n}many", gold=True, steps=many, **pool)
 
     def wide(self) -> None:
@@ -279,15 +275,14 @@ class Grid:
                         self.train(*args, variant=variant, group="k1", **change)
 
     def settings_of_sft_rl(self) -> None:
-        """K2: SFT→RL with direct RL's own settings and with the paper's 40 times its rate; RL of as many updates
-        as SFT→RL has in all, four a batch: with one, it would take three times SFT→RL's compute."""
+        """K2: SFT→RL with direct RL's own settings; RL of as many updates as SFT→RL has in all, four a batch: with
+        one, it would take three times SFT→RL's compute."""
         p, self.block = self.p, "K2: settings of SFT→RL"
         for seed in self.seeds(p["control_seeds"]):
             sft = self.known[self.name("sft", self.base, p["late"], seed)]
-            for variant, times in (("own", 1), ("x40", 40))[: 2 if seed == self.seed else 1]:
-                change = dict(variant=variant, group="k2", lr=times * p["rl"]["lr"], steps=p["rl"]["steps"])
-                if any(change[k] != p["sft_rl"][k] for k in ("lr", "steps")):  # else it is the main run
-                    self.train("sft_rl", "train_rl.py", self.base, p["late"], seed, start=sft, **change)
+            change = dict(variant="own", group="k2", lr=p["rl"]["lr"], steps=p["rl"]["steps"])
+            if any(change[k] != p["sft_rl"][k] for k in ("lr", "steps")):  # else it is the main run
+                self.train("sft_rl", "train_rl.py", self.base, p["late"], seed, start=sft, **change)
         steps = (p["sft_rl"]["steps"] + p["sft"]["steps"]) // 4
         total = dict(variant="total_updates", group="k2", steps=steps, updates_per_batch=4)
         self.train("rl", "train_rl.py", self.base, p["late"], self.seed, **total)
@@ -331,12 +326,9 @@ class Grid:
 
     def updates(self) -> None:
         """K4: the loss denominator under clipping; one or four updates a rollout batch."""
-        p, self.block = self.p, "K4: loss denominator, updates a batch"
-        for seed in self.seeds(p["control_seeds"]):
-            here = (self.base, p["late"], seed)
-            if seed == self.seed:
-                self.train("sft", "train_sft.py", *here, variant="token_sum", group="k4", sft_loss_norm="sum")
-            self.train("rl", "train_rl.py", *here, variant="4_updates", group="k4", updates_per_batch=4)
+        self.block, here = "K4: loss denominator, updates a batch", (self.base, self.p["late"], self.seed)
+        self.train("sft", "train_sft.py", *here, variant="token_sum", group="k4", sft_loss_norm="sum")
+        self.train("rl", "train_rl.py", *here, variant="4_updates", group="k4", updates_per_batch=4)
 
     def more_models(self) -> None:
         """C10: RL on gsm from the models of C4 (but the large one), and what validation says of them before."""

@@ -45,8 +45,10 @@ SHOWN = {  # whose answers are read out, where they are not those of MAIN
 }  # fmt: skip
 CONTROLS = {
     "K1": ("movement, not objective?", "SFT at several rates and lengths beside every method of the main grid."),
-    "K2": ("settings of SFT→RL", "RL's own, where they are not the tuned ones anyway; 40 times RL's rate, the "
-           "paper's ratio; RL for all of its updates."),
+    "K2": ("settings of SFT→RL",
+           "own: SFT→RL at direct RL's own rate. total_updates: direct RL of as many updates as SFT→RL has in all, "
+           "four a rollout batch. Not run: 40 times RL's rate, the paper's ratio; it destroyed the model in an earlier "
+           "world (docs/calibration.md)."),
     "K3": ("what makes parallel averaging work",
            "At equal steps; parallel itself averages after each. sync8, sync_end: every 8 steps, once at the end. "
            "plain_sum: weights 1 and 1. one_loss, alternate: one set of weights, one step on both losses or two in "
