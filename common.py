@@ -36,8 +36,10 @@ def run(main) -> None:
         return main()
     except UserError as error:
         message = str(error)
-    except torch.OutOfMemoryError:
-        message = "out of memory: lower --micro-batch-size (results do not change) or --prompts-per-batch"
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        message = "out of memory: lower --micro-batch-size or, in sampling, --prompts-per-batch; results do not change"
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -66,10 +68,10 @@ def setup(args) -> Device:
         raise UserError(f"--device {name}: torch finds no such device here; use --device {found}")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # Triton launches on the current device
     except RuntimeError as error:
-        raise UserError(f"--device {name}: no name of a device; use --device {found}") from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # Triton launches on the current device
+        raise UserError(f"--device {name}: torch knows no such device; use --device {found}") from error
     dtype = torch.float32
     why = "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it"
     if args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda"):
@@ -203,7 +205,8 @@ class Run:
             format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
             model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
             model_config=dict(vars(model.config)), tokenizer=start.tokenizer, optimizer=optimizer,
-            rng={"torch": torch.get_rng_state()}, data={"position": step, "identity": start.identity},
+            rng={"torch": torch.get_rng_state()},  # for forks: here every draw is a function of (seed, step)
+            data={"position": step, "identity": start.identity},
             config={**vars(self.args), "threads": torch.get_num_threads()}, parent=start.parent, metrics=metrics,
             versions={"torch": str(torch.__version__), "python": platform.python_version()},
         ))  # fmt: skip

@@ -51,22 +51,22 @@ ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument_group("Input and output").add_argument
-    add("--ckpt", required=True, metavar="CKPT")
+    add("--ckpt", required=True, metavar="CKPT", help="what is scored")
     folder = "world or prepared folder; real sets come from it or $REAL_DATA"
     add("--data", default="data/world", metavar="DIR", help=folder)
     out = "default: beside the checkpoint; readable completions go to FILE.samples.jsonl"
     add("--out", metavar="FILE.json", help=out)
     tasks = f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data"
     add("--tasks", nargs="+", help=tasks)
-    add("--split", default="test", choices=["train", "val", "test"])
+    add("--split", default="test", choices=["train", "val", "test"], help="of the questions; benchmarks have one")
     add("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
     add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     add = p.add_argument_group("Sampling").add_argument
-    add("--k", type=int, nargs="+", default=[1, 8, 32])
+    add("--k", type=int, nargs="+", default=[1, 8, 32], help="of pass@k, at most --n-samples")
     add("--n-samples", type=int, default=32, help="completions of each question")
     add("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
-    add("--top-p", type=float, default=0.95)
-    add("--max-new-tokens", type=int, default=112)
+    add("--top-p", type=float, default=0.95, help="sample from the likeliest ids of this mass; 1 = all")
+    add("--max-new-tokens", type=int, default=112, help="longest completion in tokens")
     add("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
     add("--shot-seed", type=int, default=17, help="draws the exemplars; 17: the first to leave room in the world")
     add("--shot-task", help="take the exemplars from this question set; default: the task's own")
@@ -150,7 +150,8 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
             if len(rows) <= 3:
                 shown = {"task": task, "prompt": question.problem, "gold": question.answer}
                 for t in texts[mine][:4]:
-                    samples.append(shown | {"completion": t, "extracted": extract_answer(t, flexible=True)})
+                    found = {"extracted": extract_answer(t, flexible=True), "reward": reward(t, question.answer)}
+                    samples.append(shown | {"completion": t} | found)
         done, total = len(rows), len(questions)
         left = (time.time() - began) / done * (total - done)
         print(f"{task} {done}/{total} questions | {left:.0f} s left", flush=True)

@@ -42,7 +42,6 @@ LAB = dict(
     c8_seeds=8,  # of RL at the early checkpoint
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40, points=4),
-    k3=dict(sync=[8]),  # beside 1 (the method) and once at the end
     k1=dict(  # by seed: times SFT's updates, times its rate
         first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1], 0.5: [1]},
     ),
@@ -93,7 +92,8 @@ class Task:
         parser = importlib.import_module(self.script.removesuffix(".py")).parser()
         args = vars(parser.parse_args(words({**dict.fromkeys(self.inputs, "-"), **self.flags})))
         shape = {"shape": vars(SHAPES[args["preset"]])} if self.kind == "pretrain" else {}
-        left_out = ("data", "out", "eval_every", "eval_tokens", *self.inputs)
+        left_out = ["data", "out", "eval_every", "eval_tokens", *self.inputs]
+        left_out += ["prompts_per_batch"] * (self.kind == "train")  # memory alone; evaluations have always named it
         return {k: v for k, v in args.items() if k not in left_out} | shape
 
 
@@ -186,10 +186,6 @@ class Grid:
         for step in p["others"][:1]:
             self.methods(self.base, step, self.seed)
             self.train("gold", "train_sft.py", self.base, step, self.seed, gold=True)
-        if "c4" in p:  # cut first when time is short
-            self.block, late = "K3: averaging now and then", (self.base, p["late"], self.seed)
-            for n in p["k3"]["sync"]:
-                self.train("parallel", "merge.py", *late, variant=f"sync{n}", group="k3", sync_every=n)
 
     def main_seeds(self, last: int, start: int = 0) -> None:
         p = self.p

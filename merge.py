@@ -59,7 +59,7 @@ PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512,
-        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos",
+        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=32,
     ),
 }  # fmt: skip
 

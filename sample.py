@@ -291,5 +291,5 @@ def score_choices(model, contexts, choices, width):
     scores[real] = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
     wrong = torch.zeros(real.shape, dtype=torch.bool, device=device)
     wrong[real] = logits.argmax(-1) != targets
-    rows = list(zip(scores.double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
+    rows = list(zip(scores.cpu().double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
     return [rows[i * group : i * group + len(item)] for i, item in enumerate(choices)]

@@ -35,7 +35,7 @@ def add_system_args(p: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto | cuda | cuda:1 | mps | cpu")
     add("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of matmuls; weights stay float32")
     add("--kernels", default="auto", choices=["auto", "triton", "torch"], help="auto = triton on a GPU, else torch")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of weights, data order and sampling")
     add("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
 
 
@@ -55,10 +55,10 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     add("--lr", type=float, default=lr, help="peak learning rate")
     add("--warmup-steps", type=int, help="linear warm-up; default min(50, steps // 10)")
     add("--weight-decay", type=float, default=decay, help="all weights but the embedding; 0 = off")
-    add("--betas", type=float, nargs=2, default=betas)
+    add("--betas", type=float, nargs=2, default=betas, help="of AdamW")
     add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
     add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
-    add("--save-every", type=int, default=0, help="steps between checkpoints; the last step is always saved")
+    add("--save-every", type=int, default=0, help="steps between checkpoints; 0 = only the last")
     add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps")
 
 

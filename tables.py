@@ -231,7 +231,7 @@ def control_rows(rows: list[dict], key: str) -> list[dict]:
 
 
 def moved_alone(rows: list[dict]) -> list[dict]:
-    """What K1's figure shows: its runs and the main ones, and RL alone and SFT alone of the other controls."""
+    """What K1 shows: its runs and the main ones, and RL alone and SFT alone of the other controls."""
     also = [r for r in rows if r["group"] in ("k2", "k3", "k4") and r["method"] in ("rl", "sft")]
     return control_rows(rows, "K1") + also
 
@@ -258,7 +258,9 @@ def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
             there = [float(np.interp(here, [s[0] for s in line], [s[i] for s in line])) for i in (1, 2)]
             ours = f"{100 * general:.1f} and {loss:+.4f}"
             sft_there = f"{100 * there[0]:.1f} and {there[1]:+.4f}"
-            near = " (between the base and the SFT run that moved least)" * (here < min(r[axis] for r in sft))
+            least = min(sft, key=lambda r: r[axis])
+            named = f"SFT {least.get('variant', '')}".strip() + f", {least[axis]:.4f}"
+            near = f" (between the base and the SFT run that moved least, {named})" * (here < least[axis])
             out.append(
                 f"{name}: general average and change of general loss {ours}; SFT moved as far{near}: {sft_there}."
             )

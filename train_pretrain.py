@@ -95,6 +95,7 @@ def main():
     data = TokenMix(args.data, args.mix, args.block_size, rows, args.seed)
     next(val_batches(args.data, args.block_size, 1))  # refuses too little held-out text now, not at the first save
     identity = {"tokenizer": data.meta["tokenizer"]["hash"], "files": data.meta["files"], "mix": data.mix}
+    identity["text"] = data.fingerprint()
 
     if ckpt:
         check_tokenizer(enc, ckpt["tokenizer"], args.resume)

@@ -11,7 +11,8 @@ with c_i = 1 / (tokens of the update) [--loss-norm token], 1 / (rows * length_i)
 [constant]. End-of-text is a trained token; truncated completions stay in and are rewarded only if right.
 
 Departures from the paper: (1) `--loss-norm token` divides by the tokens of the whole update, the paper's code by
-those of each micro-batch, then row-weighted; (2) laptop defaults; `--preset paper` holds the paper's values.
+those of each micro-batch, then row-weighted; (2) rollouts also end at the template's stop string (`--stop eos`: at
+end-of-text alone, as in the paper); (3) laptop defaults; `--preset paper` holds the paper's values.
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
     python train_rl.py --init runs/base/ckpt_006400.pt --out runs/rl                       # laptop, about 2 minutes
@@ -49,7 +50,7 @@ PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4, kl_coef=1e-3,
-        max_new_tokens=2048, weight_decay=0.01, stop="eos",
+        max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=32,
     ),
 }  # fmt: skip
 
@@ -61,6 +62,7 @@ def add_rl_args(p) -> None:
     add("--prompts-per-step", type=int, default=48, help="questions of one rollout batch")
     add("--group-size", type=int, default=16, help="completions of each question (G)")
     add("--max-new-tokens", type=int, default=112, help="longest completion in tokens")
+    add("--prompts-per-batch", type=int, default=48, help="questions sampled together: memory and speed only")
     stop = "a completion ends at end-of-text or at the template's stop string; eos: at end-of-text alone"
     add("--stop", default="template", choices=["template", "eos"], help=stop)
     add("--temperature", type=float, default=1.0, help="of rollouts and of their log-probs alike")
@@ -208,20 +210,25 @@ def stop_strings(args, enc, template) -> StopStrings | None:
 
 def rollout(model, enc, questions, prompts, indices, step, args, device, stop=None) -> Batch:
     """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
-    with device.autocast():
-        out = model.generate(  # a place in the batch names the draw: a question that comes twice gets other samples
-            [prompts[i] for i in indices], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature, seed=args.seed * 1_000_003 + step, eos_id=enc.eot_token, stop=stop,
-        )  # fmt: skip
-    completions = out.completions()
+    parts, places = [], range(len(indices))
+    for i in range(0, len(indices), args.prompts_per_batch):
+        part = places[i : i + args.prompts_per_batch]
+        with device.autocast():
+            parts.append(model.generate(  # a place in the batch names the draw: a question that comes twice differs
+                [prompts[indices[j]] for j in part], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature, seed=args.seed * 1_000_003 + step, eos_id=enc.eot_token, stop=stop,
+                question_ids=list(part),
+            ))  # fmt: skip
+    completions = [row for out in parts for row in out.completions()]
+    lengths, finished = (torch.cat([getattr(out, name) for out in parts]) for name in ("lengths", "finished"))
     texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
     texts = [stop.cut(text) for text in texts] if stop else texts  # as evaluation reads them
     gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
     # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
-        [prompts[i] for i in indices for _ in range(args.group_size)], completions, out.lengths, rewards,
-        group_advantages(rewards, args.group_size, args.adv_norm), texts, gold, out.finished,
+        [prompts[i] for i in indices for _ in range(args.group_size)], completions, lengths, rewards,
+        group_advantages(rewards, args.group_size, args.adv_norm), texts, gold, finished,
     )  # fmt: skip
 
 
@@ -302,15 +309,16 @@ def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) 
         results.append(stats)
     tokens = sum(r["tokens"] for r in results)
     mean = lambda key: sum(r[key] for r in results) / tokens if tokens else None  # noqa: E731
+    found = lambda extreme, key: extreme(r[key] for r in results) if tokens else None  # noqa: E731
     return {
         "train/loss": sum(r["loss"] for r in results) / len(results),
         "train/grad_norm": sum(r["grad_norm"] for r in results) / len(results),
         "policy/kl": mean("kl") if ref is not None else None,
         "policy/clip_frac": mean("clipped"),
         "policy/entropy": mean("entropy"),
-        "policy/ratio_min": min(r["ratio_min"] for r in results),
-        "policy/ratio_max": max(r["ratio_max"] for r in results),
-        "policy/ratio_max_first_update": results[0]["ratio_max"],
+        "policy/ratio_min": found(min, "ratio_min"),
+        "policy/ratio_max": found(max, "ratio_max"),
+        "policy/ratio_max_first_update": results[0]["ratio_max"] if results[0]["tokens"] else None,
     }
 
 
@@ -360,7 +368,8 @@ def main():
     out = Run(args, "train_rl", start)
     print(
         f"{len(questions)} {args.task} questions | {args.prompts_per_step} prompts x {args.group_size} = "
-        f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each"
+        f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each | "
+        "a loss near 0 is normal, watch the reward"
     )
 
     for step in range(start.step, args.steps):
@@ -377,6 +386,7 @@ def main():
         metrics |= {"perf/tok_per_sec": metrics["completion/tokens"] / seconds}
         shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
         shown |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
+        shown |= {"clip": "policy/clip_frac:.1%"} if args.updates_per_batch > 1 else {}  # else the ratio is 1
         shown |= {"gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}
         out.log(done, shown, metrics)
         if out.due(done) or done == 1:

@@ -372,8 +372,8 @@ def attention(q, k, v, *, first=None, impl: str = "auto"):
     float32 accumulation (under autocast: its dtype). D is 32, 64 or 128 for Triton, anything for torch. first (B, T)
     int32, non-decreasing along T: None sees all earlier keys, a range without keys gives 0. Any strides, any T.
 
-    Moved: q, o once, k, v once per block of queries. Saved for the backward: inputs, o and one float32 a query (the
-    log-sum-exp), B H T 4 bytes against B H T^2 of a naive softmax.
+    Triton moves q, o once, k, v once per block of queries, and saves for the backward inputs, o and one float32 a query
+    (the log-sum-exp), B H T 4 bytes against B H T^2 of a naive softmax. The torch path: see attention_torch.py.
     impl: "auto" | "triton" | "torch" (see kernels/dispatch.py). Raises ValueError for shapes, dtypes and (on CPU, where
     looking is free) a decreasing `first`; on a GPU a decreasing `first` is still computed as the definition says.
     """

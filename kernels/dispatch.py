@@ -1,7 +1,8 @@
 """Which implementation runs: the one rule that attention.py, logprob.py and decode.py share.
 
-`auto` takes Triton for CUDA (or ROCm) tensors of a supported dtype and shape and torch for everything else, and never
-raises; `triton` raises with the reason it cannot run; `torch` always works. Nothing here, or anywhere in kernels/, asks
+`auto` takes Triton for CUDA (or ROCm) tensors of a supported device, dtype and shape and torch for everything else: the
+choice never raises (a kernel that then fails to compile does); `triton` raises with the reason it cannot run; `torch`
+always works. Nothing here, or anywhere in kernels/, asks
 the driver at import. Under TRITON_INTERPRET=1 Triton kernels run on CPU tensors, slowly, for the tests; `auto` stays
 with torch there.
 """
@@ -33,6 +34,12 @@ def why_not_triton(tensor: torch.Tensor) -> str | None:
         return f"got a {tensor.device.type} tensor, Triton needs a GPU (or TRITON_INTERPRET=1, slow, for tests)"
     if tensor.device.type == "cuda" and tensor.device.index not in (None, torch.cuda.current_device()):
         return f"got a tensor on {tensor.device}, which is not the current device; call torch.cuda.set_device first"
+    if (
+        tensor.device.type == "cuda"
+        and not torch.version.hip
+        and torch.cuda.get_device_capability(tensor.device) < (8, 0)
+    ):
+        return "the GPU is older than sm_80, for which no tiles were chosen"
     if tensor.dtype not in KERNEL_DTYPES:
         return f"got {tensor.dtype}, the kernels take float32, float16 and bfloat16"
     if interpreted() and tensor.dtype == torch.bfloat16:
@@ -88,8 +95,8 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 @cache
 def target_name(index: int) -> str:
-    """Key of the tile tables for CUDA device `index`: "sm80", "sm90", "sm100" or "gfx942"; the nearest older one for
-    others."""
+    """Key of the tile tables for CUDA device `index`: "sm80", "sm90", "sm100" or "gfx942"; for others the nearest older
+    one (sm_120 takes sm_100's). Only these four were compiled, in 16 bit: docs/kernels.md."""
     if torch.version.hip:
         return "gfx942"
     major = torch.cuda.get_device_capability(index)[0]

@@ -130,6 +130,20 @@ def test_run_turns_user_errors_into_one_line(capsys):
     common.run(lambda: None)
 
 
+def test_memory_that_ends_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        common.run(lambda: torch.empty(1 << 58, dtype=torch.uint8))
+    assert ended.value.code == 2 and "lower --micro-batch-size" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):  # any other is a bug, and keeps its traceback
+        common.run(lambda: torch.ones(2) @ torch.ones(3, 3))
+
+
+def test_every_stage_imports_without_triton():
+    stages = "train_pretrain, train_sft, train_rl, merge, evaluate, study"
+    code = f"import sys; sys.modules['triton'] = None; import {stages}; assert sys.modules['triton'] is None"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=common.__file__.rpartition("/")[0])
+
+
 # -------------------------------------------------------------------------------------------------- checkpoint files
 def test_save_and_load_round_trip(tmp_path):
     model = tiny_model(1)
@@ -266,6 +280,20 @@ def test_resume_reports_what_changed(ok, sft_run, tmp_path):
     changed = ok("train_sft", *flags[:2], "--out", tmp_path / "third", *more).out
     assert "note: --lr is 0.5, the run had 0.001" in changed and "1 threads, the run had 2" in changed
     assert "the data is not what this run began with" in changed
+
+
+def test_resume_reports_other_text(ok, world, tmp_path):
+    """Token files of the same length with other text in them."""
+    data = tmp_path / "world2"
+    shutil.copytree(world, data)
+    flags = "--preset tiny --block-size 64 --batch-tokens 64 --steps 2 --save-every 1 --eval-every 0".split()
+    ok("train_pretrain", "--data", data, "--out", tmp_path / "run", *flags, "--eval-tokens", "64")
+    first = tmp_path / "run" / "ckpt_000001.pt"
+    same = ok("train_pretrain", "--resume", first, "--out", tmp_path / "same")
+    text = (data / "general.bin").read_bytes()
+    (data / "general.bin").write_bytes(text[len(text) // 4 * 2 :] + text[: len(text) // 4 * 2])
+    other = ok("train_pretrain", "--resume", first, "--out", tmp_path / "other")
+    assert "the data is not" not in same.out and "the data is not what this run began with" in other.out
 
 
 def test_resume_reports_other_questions(ok, sft_run, world, tmp_path):

@@ -150,7 +150,8 @@ def test_parallel_averaging_by_hand(ok, world, tmp_path, monkeypatch, sync_every
     questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
     examples = load_examples(BYTES, questions, template_for("gsm"), gold=False)
-    args = merge.argparse.Namespace(group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std")
+    args = merge.argparse.Namespace(group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std",
+                                    prompts_per_batch=48)  # fmt: skip
     sides = [tiny_model(7), tiny_model(7)]
     optimizers = [
         torch.optim.AdamW(m.parameters(), lr=r, weight_decay=0.0) for m, r in zip(sides, (0.002, 0.001), strict=True)
@@ -222,7 +223,7 @@ def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch
     args = merge.argparse.Namespace(
         group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std", loss_norm="token", clip_low=0.2,
         clip_high=0.2, dual_clip=3.0, kl_coef=0.0, micro_batch_size=64, updates_per_batch=1, grad_clip=0.5,
-        sft_loss_norm="token", out="x",
+        sft_loss_norm="token", out="x", prompts_per_batch=48,
     )  # fmt: skip
     pairs = [examples[i] for i in merge.draw(len(examples), 5, 0, 1)]
     for combine in ("sum", "alternate"):

@@ -255,7 +255,7 @@ def test_movement_note_by_hand():
     rows.append({"method": "rl", "distance": 2.5, "general": 0.85, "pass@1": 0.1, **usual})
     assert "85.0 and +0.0000; SFT moved as far: 70.0 and" in k1_note(rows)[0]
     rows[-1]["distance"] = 0.5  # nearer than any SFT run: between the base, 1.0, and the first of them
-    assert "outside" in k1_note(rows)[0] and "moved least): 95.0 and" in k1_note(rows, 1.0)[0]
+    assert "outside" in k1_note(rows)[0] and "moved least, SFT, 1.0000): 95.0 and" in k1_note(rows, 1.0)[0]
 
 
 def test_an_estimate_says_its_side_only_when_its_rows_agree():
@@ -289,7 +289,7 @@ def test_controls_are_compared_with_their_method(whole):
     rows = {r[0]: r[1:] for r in rows}
     seeds, one, _, general = rows["SFT half_rate − parallel"]
     assert seeds == "3" and abs(float(one.split()[0]) + 6.6) < 1 and abs(float(general.split()[0]) + 30) < 6
-    low, high = map(float, re.findall(r"[-+][.\d]+(?=[,\]])", rows["parallel sync8 − parallel"][1]))
+    low, high = map(float, re.findall(r"[-+][.\d]+(?=[,\]])", rows["parallel sync_end − parallel"][1]))
     assert low < 0 < high
     assert {r[0].split(" − ")[1] for r in control_differences(Lab(whole), "K4")[2]} == {"RL", "SFT"}
 

@@ -30,6 +30,7 @@ def settings(**changes):
         group_size=3, max_new_tokens=8, temperature=1.0, updates_per_batch=1, loss_norm="token", adv_norm="std",
         clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.0, micro_batch_size=64, grad_clip=0.0, out="runs/x",
         lr=0.1, weight_decay=0.0, betas=[0.9, 0.999], seed=0, prompts_per_step=2,
+        prompts_per_batch=48,
     )  # fmt: skip
     return Namespace(**{**args, **changes})
 
@@ -288,7 +289,8 @@ def test_a_batch_without_signal_leaves_the_weights():
     model, batch = tiny_model(7), hand_batch(rewards=[0] * 6)
     before = copy.deepcopy(model.state_dict())
     stats = grpo_step(model, None, make_optimizer(model, args), batch, args, CPU)
-    assert stats["policy/entropy"] is stats["policy/clip_frac"] is stats["policy/kl"] is None  # nothing was measured
+    policy = {name: value for name, value in stats.items() if name.startswith("policy/")}
+    assert len(policy) == 6 and set(policy.values()) == {None}  # nothing was measured
     assert stats["train/grad_norm"] == 0 and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -323,6 +325,18 @@ def test_a_question_drawn_twice_gets_other_samples(world):
         tiny_model(8, scale=1.0), BYTES, questions, [[EOT, 1, 2]] * len(questions), [1, 1], 0, settings(), CPU
     )
     assert len({tuple(c) for c in batch.completions}) == len(batch.completions) == 6
+
+
+def test_prompts_per_batch_changes_memory_only(world):
+    questions = load_questions(world, "gsm", "train")
+    prompts = [[EOT, *range(1, 2 + 7 * (i % 4))] for i in range(len(questions))]  # of four lengths
+    drawn, found = [3, 0, 2, 1, 3], []
+    for n in (1, 2, 5):
+        args = settings(max_new_tokens=20, prompts_per_batch=n)
+        found.append(rollout(tiny_model(8, scale=1.0), BYTES, questions, prompts, drawn, 4, args, CPU))
+    for batch in found[:2]:
+        assert batch.completions == found[2].completions and batch.prompts == found[2].prompts
+        assert torch.equal(batch.lengths, found[2].lengths) and torch.equal(batch.finished, found[2].finished)
 
 
 @pytest.mark.parametrize("stop", ["template", "eos"])

@@ -103,7 +103,7 @@ def test_the_lab_asks_for_what_the_claims_need():
     """One run of each kind that docs/analysis_plan.md names, three seeds of the controls."""
     tasks = planned("lab").tasks
     count = Counter((t.record.get("group"), t.method, t.record.get("variant")) for t in tasks if t.kind == "train")
-    for variant, seeds in dict(sync8=1, sync_end=3, plain_sum=1, one_loss=1, alternate=3).items():
+    for variant, seeds in dict(sync_end=3, plain_sum=1, one_loss=1, alternate=3).items():
         assert count["k3", "parallel", variant] == seeds
     assert (
         count["k3", "rl", "half_rate"] == count["k3", "sft", "half_rate"] == count["k3", "sft", "parallels_rate"] == 3
@@ -123,7 +123,7 @@ def test_the_lab_asks_for_what_the_claims_need():
         assert sum(t.record["tokens"] in (2048000, 8192000) and t.record["base"] == "base" for t in main) == seeds
     asked = [t for t in tasks if t.record.get("group") == "wide"]
     assert len(asked) == 10 and all(t.flags["k"][-1] == 256 for t in asked)
-    sync = [t for t in tasks if t.kind == "train" and t.record["variant"] in ("sync8", "sync_end")]
+    sync = [t for t in tasks if t.kind == "train" and t.record["variant"] == "sync_end"]
     assert all(t.flags["steps"] % t.flags["sync_every"] == 0 for t in sync)
 
 
