@@ -11,7 +11,19 @@ import numpy as np
 from data.world import HARD_SHARE, N_QUESTIONS
 from grid import PRESETS
 from grid import amount as at
-from lab import NAMES, Lab, mean, mean_score, of_rows, per_question, read_jsonl, subtract, validation_loss, value
+from lab import (
+    NAMES,
+    Lab,
+    copied,
+    mean,
+    mean_score,
+    of_rows,
+    per_question,
+    read_jsonl,
+    subtract,
+    validation_loss,
+    value,
+)
 from stats import Comparison, Difference, judge, partial, permutation_p, spearman
 
 POOLS = tuple(PRESETS["lab"]["pools"])  # C3's primary pools of questions, whatever a preset runs of them
@@ -26,6 +38,7 @@ class Claim:
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     verdict: str = ""
+    caveat: str = ""  # stands behind the verdict
     points: list = field(default_factory=list)  # of its figure, where comparisons are none
 
     def add(self, name: str, difference: Difference | None, sign: int = 1, margin: float = 0.0, primary: bool = True,
@@ -53,15 +66,21 @@ def c1(lab: Lab) -> Claim:
     statistic = "pass@1, RL − base (with the shots that validation prefers)"
     paper = "above the 8-shot base: +13.8 at 4B (the best of its reruns), +26.1 at 10B"
     claim = Claim("C1", "RL works early", statistic, paper)
-    by_tokens = {}
+    by_tokens, uncopied = {}, {}
     for t in lab.planned["rl"]:
         rl = lab.by_seed("rl", t)
         claim.add(f"{at(t)}: RL − base, best shots ({lab.shots(t)})", subtract(rl, lab.base(t), 1))
         by_tokens[t] = claim.comparisons[-1]
         for n in (lab.few_shot, 0):
             claim.add(f"{at(t)}: RL − base, {n}-shot", subtract(rl, lab.base(t, n), 1), primary=False)
+        if lab.copying:
+            rest = subtract(rl, lab.base(t), ("uncopied", 1))
+            claim.add(f"{at(t)}: RL − base, best shots, answer not the question's first number", rest, primary=False)
+            uncopied[t] = claim.comparisons[-1]
     claim.done()
     claim.verdict = by_tokens[lab.early].verdict if lab.early in by_tokens else "not run"
+    if claim.verdict == "reproduced" and lab.early in uncopied and uncopied[lab.early].leaning != "as predicted":
+        claim.caveat = f"at {at(lab.early)} by copying the question's first number"
     first = [at(t) for t, c in by_tokens.items() if c.verdict == "reproduced"]
     claim.notes.append(f"The claim's verdict is that of {at(lab.early)}.")
     claim.notes.append(f"Earliest checkpoint at which it is reproduced: {first[0] if first else 'none'}.")
@@ -71,8 +90,18 @@ def c1(lab: Lab) -> Claim:
             formatted, right = sum(q["formatted"]), sum(q["strict"])
             share = f"{100 * right / formatted:.1f} % of {formatted:,}" if formatted else "none was"
             claim.notes.append(f"{at(t)}: 0-shot base, right among completions in the right format: {share}.")
+    if lab.copying:
+        shares = [
+            f"{at(t)} {percent_copied(lab.base(t))} and {percent_copied(lab.by_seed('rl', t))}" for t in by_tokens
+        ]
+        alone = f"{100 * lab.copying['alone']:.1f} % of the test questions are answered by their own first number"
+        claim.notes.append(f"{alone}; share of such answers, base with its best shots and RL: {'; '.join(shares)}.")
     claim.notes.append(no_signal(lab))
     return claim
+
+
+def percent_copied(found: dict) -> str:
+    return f"{100 * np.mean([copied(r) for r in found.values()]):.1f}" if found else "–"
 
 
 def no_signal(lab: Lab) -> str:
@@ -172,7 +201,8 @@ def c4(lab: Lab) -> Claim:
             claim.add(f"{model}: RL − base, 8 {shots} exemplars", subtract(rl, start, 1, "hard"), primary=False)
     claim.notes.append(
         "Seeds of the contrasts between models are pre-trainings (each the mean of its RL seeds): the 4x model has "
-        "one, so its contrasts are estimates; two leave the t-interval one degree of freedom."
+        "one, so its contrasts are estimates; two leave the t-interval one degree of freedom. Each model has its own "
+        "rate of RL."
     )
     claim.notes.append(
         f"The mixes differ in the tested tier itself: {100 * HARD_SHARE:g} % of the worksheets' problems are hard in "
@@ -277,7 +307,7 @@ def c8(lab: Lab) -> Claim:
         if base:
             failed = f"{sum(got < base[0])} below the base ({base[0]:.1f}); pass@32 mean {np.mean(wide):.1f}"
             few = lab.few_shot
-            for name, n in (("the base's best shots", "best"), (f"its {few} shots, the paper's", few)):
+            for name, n in (("the base's best shots", "best"), (f"the {few}-shot base, the paper's yardstick", few)):
                 under = 100 * mean(lab.base(t, n), 32)
                 failed += f", {sum(w < under for w in wide)} below {name} ({under:.1f})"
         best = [max(np.random.default_rng(i).choice(got, 4, replace=False)) for i in range(1000) if len(got) >= 4]
@@ -294,17 +324,17 @@ def c8(lab: Lab) -> Claim:
 
 
 def c9(lab: Lab) -> Claim:
-    claim, t = Claim("C9", "Rollout budget", "pass@1, n = 64 − n = 5 at equal questions, hard split",
+    claim, t = Claim("C9", "Rollout budget", "pass@1, n = 64 − n = 5 completions a question, equal questions",
                      "a figure of February, hard: +10.6 and +11.1 at 6,400 and 25,600 questions (easy: +8.0 at 6,400); "
                      "at equal completions −11.9 (82k of them) to +0.6 (1.6M), mostly below 0"), lab.late  # fmt: skip
     get = lambda split, name: lab.by_seed("rl", t, variant=f"{split}_{name}", group="c9")  # noqa: E731
     planned = {r["variant"]: r["config"] for r in lab.runs if r.get("group") == "c9"}
-    for split in ("hard", "easy"):
+    for split, kind in (("hard", "rarely solved"), ("easy", "often solved")):
         equal = subtract(get(split, "many"), get(split, "few"), 1)
-        claim.add(f"{split}: many − few completions, equal questions seen", equal, primary=split == "hard")
+        claim.add(f"{kind}: many − few completions, equal questions seen", equal, primary=split == "hard")
         if f"{split}_long" in planned or not planned:
             equal = subtract(get(split, "many"), get(split, "long"), 1)
-            claim.add(f"{split}: many − few, equal completions in all", equal, primary=False)
+            claim.add(f"{kind}: many − few, equal completions in all", equal, primary=False)
     for variant, c in planned.items():
         done = len(lab.by_seed("rl", t, variant=variant, group="c9"))
         claim.notes.append(f"{variant}: {c['prompts_per_step']} prompts × {c['group_size']} completions a step, "
@@ -328,7 +358,8 @@ def signed(r: float) -> str:
 
 def c10(lab: Lab) -> Claim:
     """x: the base's validation scores (paper's few-shot base); y: RL's on test questions, mean over seeds."""
-    claim = Claim("C10", "Base pass@k on validation foretells RL", "Spearman, base val pass@32 and RL test pass@1",
+    statistic = "Spearman, pass@32 of the 8-shot base on 100 validation questions and RL's test pass@1"
+    claim = Claim("C10", "Base pass@k on validation foretells RL", statistic,
                   "a figure, no coefficient; of its 9 points, digitised, rho is 0.83 (pass@32, pass@32)",
                   verdict="not run")  # fmt: skip
     for base, t in sorted(
@@ -353,8 +384,9 @@ def c10(lab: Lab) -> Claim:
                        f"{chance:.3f}. Log-tokens as predictor: {plain}; partial given them {given}.")  # fmt: skip
     alike = [q for q in p if q["tokens"] == lab.late]
     if len(alike) > 2:
-        rho = signed(spearman([q["x"][32] for q in alike], [q["y"][1] for q in alike]))
-        claim.notes.append(f"Among the {len(alike)} pre-trainings at {at(lab.late)}, at equal tokens: rho {rho}.")
+        pair = [q["x"][32] for q in alike], [q["y"][1] for q in alike]
+        told = f"rho {signed(spearman(*pair))}, p {permutation_p(*pair):.2f}"
+        claim.notes.append(f"Among the {len(alike)} pre-trainings at {at(lab.late)}, at equal tokens: {told}.")
     if all(q["loss"] is not None for q in p):
         loss = [-q["loss"] for q in p]
         rho, chance, given = spearman(loss, y), permutation_p(loss, y), signed(partial(x, y, loss))

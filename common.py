@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 def run(main) -> None:
-    """Call `main()`; a `UserError`, a full disk or a full GPU becomes one line on stderr and exit code 2."""
+    """Call `main()`; a `UserError`, a full disk or full memory becomes one line on stderr and exit code 2."""
     try:
         return main()
     except UserError as error:
@@ -39,7 +39,7 @@ def run(main) -> None:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        message = "out of memory: lower --micro-batch-size or, in sampling, --prompts-per-batch; results do not change"
+        message = "out of memory: lower --prompts-per-batch (sampling) or --micro-batch-size (training, memory only)"
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -82,6 +82,7 @@ def passk(lab: Lab, methods=("base", "base0", "best", "rl", "sft", "gold", "sft_
     for ax, k in zip(axes[0], ks, strict=True):
         by_tokens(lab, ax, methods, lambda r, k=k: value(r, k), f"pass@{k}, %")
         mark_floor(ax, floor_of(lab, k))
+        mark_floor(ax, lab.copying.get("floor", {}).get(str(k)) if k > 1 else None, "first number and a usual change")
     legend(axes[0, 0])
     return figure
 
@@ -126,6 +127,9 @@ def forest(claim: Claim):
     if not shown:
         return None
     figure, ax = plt.subplots(figsize=(7.4, 0.7 + 0.22 * len(shown)))
+    whole = [c for c in shown if max(map(abs, c.interval)) < 1]  # two seeds' intervals may be of any length
+    ends = [100 * x for c in whole or shown for x in c.interval] + [100 * c.difference.estimate for c in shown]
+    ax.set_xlim(min(*ends, 0) - 4, max(*ends, 0) + 4)
     for y, c in enumerate(reversed(shown)):
         low, high = 100 * np.clip(c.interval, -1, 1)
         ax.plot([low, high], [y, y], color="#555555", lw=1.4)
@@ -136,7 +140,8 @@ def forest(claim: Claim):
         range(len(shown)), [f"{c.name}, predicted {c.predicted}  ({c.seeds})" for c in reversed(shown)], fontsize=7
     )
     ax.set_ylim(-0.7, len(shown) - 0.3)
-    ax.set_xlabel("points, 95 % interval (within: 90 %); filled: primary; (seeds)", fontsize=8)
+    cut = "; some intervals go on beyond" * (len(whole) < len(shown))
+    ax.set_xlabel(f"points, 95 % interval (within: 90 %); filled: primary; (seeds){cut}", fontsize=8)
     return figure
 
 
@@ -145,7 +150,7 @@ def pool_sizes(lab: Lab):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.3))
     sizes, t, some = pools(lab), lab.late, False
     kinds = [("rl", "", "rl", "RL"), ("sft", "many", "sft", "SFT, 60 epochs"), ("sft", "few", "base0", "SFT, 4 epochs"),
-             ("gold", "many", "gold", "SFT-Gold, as many updates")]  # fmt: skip
+             ("gold", "many", "gold", "SFT-Gold, updates of 60 epochs")]  # fmt: skip
     for ax, k in zip(axes, (1, 32), strict=True):
         for method, kind, look, label in kinds:
             places = [lab.by_seed(method, t, variant=f"pool{n}{kind}", group="c3") for n in sizes]

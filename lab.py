@@ -3,13 +3,15 @@ paired differences. claims.py judges them; figures.py and tables.py show them.
 """
 
 import json
+import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from common import UserError
-from data.math_qa import parse_number
+from data.math_qa import answers_equal, parse_number
 from evaluate import pass_at_k
 from model import PRESETS as SHAPES
 from stats import Difference
@@ -32,6 +34,21 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+def copying(train, test, ks=(1, 8, 32)) -> dict:
+    """What reading one number of a question gives. "first": of each test question (by qid) its first number; "alone":
+    the share of them whose answer it is; "floor": pass@k of it plus a change drawn blindly from what the answers of the
+    training questions are beyond theirs."""
+    first = {q.qid: NUMBER.search(q.problem)[0] for q in test}
+    change = lambda q: parse_number(q.answer) - parse_number(NUMBER.search(q.problem)[0])  # noqa: E731
+    changes, wanted = Counter(map(change, train)), [change(q) for q in test]
+    miss = np.array([1 - changes[c] / len(train) for c in wanted])
+    floor = {str(k): float(np.mean(1 - miss**k)) for k in ks}
+    return {"first": first, "alone": sum(c == 0 for c in wanted) / len(test), "floor": floor}
+
+
 class Lab:
     """Evaluations of a study by what was evaluated, and the logs of its runs."""
 
@@ -41,8 +58,12 @@ class Lab:
             raise UserError(f"{folder} holds no readable runs.json; give the folder that study.py --out wrote")
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
+        self.copying = self.manifest.get("copying", {})  # of the gsm test questions
         for r in self.evals:
             r["result"] = read_json(folder / r["out"])
+            if self.copying and r["result"] and r["split"] == "test" and "gsm" in r["result"]["questions"]:
+                columns = r["result"]["questions"]["gsm"]["questions"]
+                columns["first"] = [self.copying["first"][qid] for qid in columns["qid"]]
         main = [r for r in self.evals if r["base"] == "base" and r["group"] == "main"]
         self.few_shot = max((r["n_shot"] for r in main), default=8)
         self.planned = {m: sorted({r["tokens"] for r in main if r["method"] == m}) for m in NAMES}
@@ -127,11 +148,28 @@ def shuffled(result: dict, k: int, task: str = "gsm", shifts: int = 20) -> np.nd
     return kept[k, task]
 
 
+def copied(result: dict) -> float:
+    """Share of a model's answers that are their question's first number."""
+    q = result["questions"]["gsm"]["questions"]
+    counts = [
+        sum(n for answer, n in answers.items() if answers_equal(answer, first))
+        for answers, first in zip(q["answers"], q["first"], strict=True)
+    ]
+    return sum(counts) / sum(q["n"])
+
+
 def scores(result: dict, metric, task: str) -> np.ndarray:
-    """Of each question. metric: k of pass@k, or ("beyond", k): pass@k minus the shuffle control."""
+    """Of each question. metric: k of pass@k; ("beyond", k): pass@k minus the shuffle control; ("uncopied", k): pass@k
+    of the questions whose answer is not their first number."""
     if isinstance(metric, int):
         return per_question(result, metric, task=task)
-    return per_question(result, metric[1], task=task) - shuffled(result, metric[1], task)
+    kind, k = metric
+    if kind == "beyond":
+        return per_question(result, k, task=task) - shuffled(result, k, task)
+    q = result["questions"][task]["questions"]
+    return per_question(result, k, task=task)[
+        [not answers_equal(*pair) for pair in zip(q["gold"], q["first"], strict=True)]
+    ]
 
 
 def subtract(a: dict[int, dict], b: dict[int, dict], metric, task: str = "gsm") -> Difference | None:

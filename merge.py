@@ -59,7 +59,7 @@ PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512,
-        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=32,
+        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=8,
     ),
 }  # fmt: skip
 
@@ -103,6 +103,8 @@ def parse_args():
         raise UserError(f"--weights {args.weights}: numbers are needed")
     if len(args.weights) != 2:
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
+    if args.combine != "average" and (args.weights != [0.5, 0.5] or args.sync_every != 1):
+        raise UserError(f"--combine {args.combine} averages nothing: drop --weights and --sync-every")
     if args.combine == "sum" and args.updates_per_batch > 1:
         raise UserError("--combine sum takes one step on both gradients; it needs --updates-per-batch 1")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
@@ -182,9 +184,10 @@ def main():
         if ckpt:
             ref.load_state_dict(reference_weights(args, start))
     out = Run(args, "merge", start)
+    how = f"weights {args.weights} every {args.sync_every} steps" if args.combine == "average" else args.combine
     print(
         f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size} completions and SFT "
-        f"{args.batch_size} of {len(examples)} examples a step | weights {args.weights} every {args.sync_every} steps"
+        f"{args.batch_size} of {len(examples)} examples a step | {how}"
     )
 
     for step in range(start.step, args.steps):

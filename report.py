@@ -39,16 +39,17 @@ SHOWN = {  # whose answers are read out, where they are not those of MAIN
     "C3": [("RL", dict(method="rl", group="c3", variant="pool250")),
            ("SFT, 60 epochs", dict(method="sft", group="c3", variant="pool250many")),
            ("SFT-Gold", dict(method="gold", group="c3", variant="pool250many"))],
-    "C4": [(name, dict(method="rl", group="c4", variant="hard", base=name)) for name in ("base", "heavy", "large")],
+    "C4": [(f"RL, {model}", dict(method="rl", group="c4", variant="hard", base=model))
+           for model in ("base", "heavy", "large")],
     "C9": [("n = 64", dict(method="rl", group="c9", variant="hard_many")),
            ("n = 5", dict(method="rl", group="c9", variant="hard_few"))],
 }  # fmt: skip
 CONTROLS = {
-    "K1": ("movement, not objective?", "SFT at several rates and lengths beside every method of the main grid."),
+    "K1": ("movement, not objective?", "SFT at several rates (first number) and lengths (second) "
+           "beside every method of the main grid, and RL alone and SFT alone of K2 to K4 (commands there)."),
     "K2": ("settings of SFT→RL",
            "own: SFT→RL at direct RL's own rate. total_updates: direct RL of as many updates as SFT→RL has in all, "
-           "four a rollout batch. 40 times RL's rate, the paper's ratio, was left out for time: in an earlier world it "
-           "destroyed the model (docs/calibration.md)."),
+           "four a rollout batch."),
     "K3": ("what makes parallel averaging work",
            "At equal steps; parallel itself averages after each. sync_end: once at the end. "
            "plain_sum: weights 1 and 1. one_loss, alternate: one set of weights, one step on both losses or two in "
@@ -66,9 +67,13 @@ LEGEND = """
   over the claim's primary rows keeps it; *contradicted* on the other side; *mixed* when primary rows go both ways.
   *estimate*: one seed. *exploratory*: not primary. Behind these two stands where the interval lies: as predicted,
   opposite, or open (on both sides of the margin). C2's margin is −3: RL may be 3 points worse.
+- Paper: its 1B model on GSM8K, unless said; 4B, 44B, ... are its pre-training tokens, "a figure of February" one of its
+  earlier drafts.
+- Questions: gsm is the world's ordinary tier (not GSM8K), hard its harder one; worksheets are pre-training documents of
+  worked problems. First number and a usual change: blind answers that read one number of the question.
 - Methods: SFT on one solution a question, SFT-Gold on all; SFT→RL, Gold→RL: RL from there; parallel: parallel
-  averaging. base, best shots: with the number of exemplars that validation questions prefer. hard: the world's harder
-  tier; 4x model (large): 3.5 instead of 1.0 million parameters. heavy: the math-heavy mix; base2, heavy2: another
+  averaging. base, best shots: with the number of exemplars that validation questions prefer. 4x model
+  (large): 3.5 instead of 1.0 million parameters. heavy: the math-heavy mix; base2, heavy2: another
   pre-training seed. In brackets behind "best shots": how many.
 - Movement: distance of the weights over their norm at the start; general loss and KL from the start on held-out general
   text, nats a token.
@@ -159,7 +164,8 @@ def claim_page(lab: Lab, claim: Claim, draw) -> list[tuple]:
     blocks += [("list", claim.notes)] if claim.notes else []
     if claim.key in ("C5", "C7"):
         said = (
-            "Shuffle control: the same answers dealt to other questions. What exceeds it is knowledge of the question."
+            "Shuffle control: the same answers dealt to other questions. What exceeds it is knowledge of the question; "
+            "to read its first number and guess a usual change is little of that, and reaches the last row."
         )
         blocks += [("text", said), tables.shuffle(lab)]
     if claim.key == "C5":
@@ -212,7 +218,7 @@ def build(folder: str | Path) -> Path:
         "c2": (figures.passk, (lab, ("rl", "sft", "sft_rl")), "RL, SFT and SFT→RL"),
         "c3": (figures.pool_sizes, (lab,), "Few questions; bars: range over seeds"),
         "c4": (figures.hard_tier, (lab,), "The hard tier, by pre-trained model; a point is a run"),
-        "dynamics_late": (figures.dynamics, (lab, lab.late), "Along direct RL and RL after SFT"),
+        "dynamics_late": (figures.dynamics, (lab, lab.late), "Along RL and RL after SFT; first seed, validation"),
         "dynamics_early": (figures.dynamics, (lab, lab.early), "The same from the early checkpoint"),
         "wide": (figures.wide, (lab,), "To pass@256"),
         "general": (figures.general, (lab,), "General skills; bars: range over seeds"),
@@ -221,8 +227,10 @@ def build(folder: str | Path) -> Path:
         "c9": (figures.budget, (lab,), "Few and many completions a question, first seed"),
         "c10": (figures.diagnostic, (lab, by_key["C10"]), "The base's validation score and RL's outcome"),
         "c11": (figures.shots, (lab,), "The base by number of exemplars"),
-        "k1": (figures.movement, (tables.moved_alone(rows),), "General skill against movement; points are runs"),
-        **{k.lower(): (figures.variants, (lab, tables.control_rows(rows, k)), "Dots: seeds; stroke: mean")
+        "k1": (figures.movement, (tables.moved_alone(rows),),
+               "General skill against movement; points are runs; the axis of loss is linear below 0.05"),
+        **{k.lower(): (figures.variants, (lab, tables.control_rows(rows, k)),
+                       "Dots: seeds; stroke: mean; dotted: guess floor")
            for k in ("K2", "K3", "K4")},
         "pretraining": (figures.pretraining, (lab,), "Pre-training: loss on held-out text"),
         **{f"{c.key.lower()}_differences": (figures.forest, (c,), "Differences and intervals") for c in claims},
@@ -241,7 +249,8 @@ def build(folder: str | Path) -> Path:
         return "figure", name, caption
 
     above, not_run = provenance(lab)
-    blocks = [("head", 1, f"The claims of the paper, measured (preset {lab.manifest['preset']})"), *above,
+    paper = "*RL Excursions during Pre-Training* (arXiv 2606.04272)"
+    blocks = [("head", 1, f"The claims of {paper}, measured (preset {lab.manifest['preset']})"), *above,
               tables.claims(claims), ("list", [" ".join(part.split()) for part in LEGEND.split("\n- ")[1:]]),
               draw("passk"), ("head", 2, "What remains open"), ("list", still_open(claims)),
               ("head", 2, "Every method from every checkpoint"), tables.score(lab)]  # fmt: skip

@@ -236,7 +236,8 @@ def generate(
         padded = max(16, round_up(left, 8))
         if step % 16 == 0:  # the tails are full: 16 more slots for the rows that are left
             more = lambda t, n=padded: torch.cat((t[:n], t.new_zeros(n, t.shape[1], 16, t.shape[3])), 2)  # noqa: E731
-            tails = [tuple(more(t) for t in kv) for kv in tails]
+            for layer, kv in enumerate(tails):  # one by one: the old list whole would double the cache
+                tails[layer] = tuple(more(t) for t in kv)
         seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
         position = (width - first.long())[seat_of // group] + step  # real prompt length + step
 

@@ -22,15 +22,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 import report
 from common import UserError, run, writable_dir
+from data.math_qa import load_questions
 from data.world import code_hash
 from evaluate import git_commit, source_hash
 from grid import PRESETS, Grid, Task, words
-from lab import read_json, read_jsonl
+from lab import copying, read_json, read_jsonl
 
 HERE = Path(__file__).parent
 KEPT = ("seconds", "commit", "source")  # of a finished run, in runs.json
@@ -173,6 +175,14 @@ class Study(Grid):
         out = self.path(task)
         return self.dir / "logs" / f"{out.stem if task.kind == 'eval' else out.parent.name}.log"
 
+    @cached_property
+    def copying(self) -> dict:
+        """Of the test questions that are asked, for the report's control of copying."""
+        if not (self.data / "train.jsonl").exists():
+            return {}
+        train, test = (load_questions(self.data, "gsm", split) for split in ("train", "test"))
+        return copying(train, test[: self.p["test"]["limit"]])
+
     def write_manifest(self) -> None:
         """runs.json: what was run and where it lies, relative to the study's folder."""
         rows = []
@@ -191,7 +201,8 @@ class Study(Grid):
             preset=self.args.preset, seed=self.args.seed, commit=git_commit(), source=source_hash(), machine=machine(),
             trials=self.p["trials"], primary=[s * self.p["pretrain"]["batch_tokens"] for s in self.primary],
             threads=1, jobs=self.args.jobs, seconds=round(self.elapsed + time.time() - self.began, 1),
-            setup=[self.make_world()], data=json.loads((self.data / "meta.json").read_text()), runs=rows,
+            setup=[self.make_world()], copying=self.copying, data=json.loads((self.data / "meta.json").read_text()),
+            runs=rows,
         )  # fmt: skip
         temporary = self.dir / ".tmp_runs.json"
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")

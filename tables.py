@@ -46,7 +46,8 @@ def claims(claims: list[Claim]) -> tuple:
         leanings = {c.leaning for c in main if c.difference}
         alike = claim.verdict == "estimate" and len(leanings) == 1  # else the rows say it
         said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if alike else "")
-        seeds = ", ".join(dict.fromkeys(str(c.seeds) for c in main if c.difference)) or "–"
+        said += f", {claim.caveat}" if claim.caveat else ""
+        seeds = "<br>".join(str(c.seeds) for c in main if c.difference) or "–"
         link = f"[{claim.key}](#{claim.key.lower()})"
         rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,
                      said, f"[below](#{claim.key.lower()})"])  # fmt: skip
@@ -68,8 +69,14 @@ def score(lab: Lab) -> tuple:
             cells = [spread(found, lambda r, k=k, s=s: value(r, k, s)) for s in ("flexible", "strict") for k in KS]
             cells += [spread(found, lambda r: r["questions"]["gsm"]["format_rate"]), spread(found, general_average)]
             rows.append([at(t), name, str(len(found) or "not run"), *cells])
-    floor = [percent(figures.floor_of(lab, k)) for k in KS]
-    return "table", head, [*rows, ["", "*guess floor*", "", *floor, *["–"] * 5]]
+    return "table", head, [*rows, *([*row[:2], "", *row[2:], *["–"] * 5] for row in floors(lab))]
+
+
+def floors(lab: Lab) -> list[list[str]]:
+    """Blind answers: drawn from the training answers; the question's first number and a usual change."""
+    floor, read = [figures.floor_of(lab, k) for k in KS], lab.copying.get("floor", {})
+    both = {"guess floor": floor, "first number and a usual change": [read[str(k)] for k in KS] if read else None}
+    return [["", f"*{name}*", *map(percent, found)] for name, found in both.items() if found]
 
 
 def paper(lab: Lab) -> tuple:
@@ -129,7 +136,7 @@ def calibration(lab: Lab) -> tuple:
 
 
 def shuffle(lab: Lab) -> tuple:
-    """pass@k, that of the same answers dealt to other questions, and the guess floor; means over seeds."""
+    """pass@k, that of the same answers dealt to other questions; means over seeds. Below: what blind answers reach."""
     rows = []
     for t in lab.primary:
         for method in ("base", *ORDER):
@@ -138,9 +145,8 @@ def shuffle(lab: Lab) -> tuple:
             dealt = [spread(found, lambda r, k=k: shuffled(r, k).mean()) for k in KS]
             cells = [f"{a} / {b}" for a, b in zip(real, dealt, strict=True)]
             if found:
-                rows.append([at(t), NAMES[method], *cells, *(percent(figures.floor_of(lab, k)) for k in KS)])
-    head = ["tokens", "method", *(f"pass@{k} / shuffled" for k in KS), *(f"guess floor @{k}" for k in KS)]
-    return "table", head, rows
+                rows.append([at(t), NAMES[method], *cells])
+    return "table", ["tokens", "method", *(f"pass@{k} / shuffled" for k in KS)], [*rows, *floors(lab)]
 
 
 def wide(lab: Lab) -> tuple:
@@ -220,7 +226,7 @@ def control_differences(lab: Lab, key: str) -> tuple:
         against = "parallel" if key == "K3" else method
         pairs = [Comparison("", subtract(mine, lab.by_seed(against, lab.late), m), primary=False) for m in metrics]
         rows.append([f"{NAMES[method]} {variant} − {NAMES[against]}", str(pairs[0].seeds), *map(interval, pairs)])
-    return "table", ["difference [95 % interval]", "seeds", "pass@1", "pass@32", "general"], rows
+    return "table", ["difference over the same seeds [95 % interval]", "seeds", "pass@1", "pass@32", "general"], rows
 
 
 def control_rows(rows: list[dict], key: str) -> list[dict]:

@@ -50,7 +50,7 @@ PRESETS = {
     "laptop": {},
     "paper": dict(
         lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4, kl_coef=1e-3,
-        max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=32,
+        max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=4,
     ),
 }  # fmt: skip
 

@@ -119,7 +119,8 @@ class TokenMix:
         self._rows, self._taken = 0, np.zeros(len(self.names), dtype=np.int64)  # rows before self._rows, by file
 
     def fingerprint(self) -> str:
-        """sha256 of 64 stretches of each file, 64 tokens long: tells other text of equal length, at any size."""
+        """sha256 of 64 stretches of each file, 64 tokens long: tells another text of equal length at any size, but not
+        an edit between them."""
         digest = hashlib.sha256()
         for stream in self.streams:
             for start in np.linspace(0, max(0, len(stream) - 64), 64).astype(int):

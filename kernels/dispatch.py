@@ -95,8 +95,8 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 @cache
 def target_name(index: int) -> str:
-    """Key of the tile tables for CUDA device `index`: "sm80", "sm90", "sm100" or "gfx942"; for others the nearest older
-    one (sm_120 takes sm_100's). Only these four were compiled, in 16 bit: docs/kernels.md."""
+    """Key of the tile tables for CUDA device `index`: "sm80", "sm90" or "sm100", for others the nearest older one
+    (sm_120 takes sm_100's); "gfx942" for any of AMD's. Only these four were compiled, in 16 bit: docs/kernels.md."""
     if torch.version.hip:
         return "gfx942"
     major = torch.cuda.get_device_capability(index)[0]

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lab import per_question, shuffled
+from data.math_qa import Question
+from lab import copied, copying, per_question, scores, shuffled
 from stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
 
 
@@ -117,6 +118,27 @@ def test_ranks_and_permutations():
     assert permutation_p(range(9), range(9)) == pytest.approx(1 / 4001)  # shuffles: none of 4,000 reaches it
     x, z = np.arange(6), np.arange(6)
     assert math.isnan(partial(x, x, z)) and abs(partial([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], [1, 3, 2, 5, 4])) < 1
+
+
+def question(qid, problem, answer):
+    return Question(qid, problem, [], answer, "gsm")
+
+
+def test_copying_by_hand():
+    """Training answers lie 1, 0, 1 and 3 beyond the first number; of the test questions one lies 1 beyond, one 0."""
+    train = [
+        question("", f"Otto has {a}. He buys 2, sells 2.", b)
+        for a, b in (("3", "4"), ("5.5", "5.5"), ("2", "3"), ("7", "10"))
+    ]
+    test = [question("a", "Una has 1,010, and 2.", "1011"), question("b", "Ray has 6.5. He eats 1, finds 1.", "6.5")]
+    found = copying(train, test, (1, 2))
+    assert found["first"] == {"a": "1,010", "b": "6.5"} and found["alone"] == 0.5
+    assert found["floor"] == {"1": (1 / 2 + 1 / 4) / 2, "2": (3 / 4 + 7 / 16) / 2}
+    columns = {"gold": ["1011", "6.5"], "first": ["1,010", "6.5"], "n": [4, 4], "flexible": [1, 3]}
+    columns["answers"] = [{"1010": 3, "1011": 1}, {"6.50": 2, "": 2}]
+    result = {"questions": {"gsm": {"questions": columns}}}
+    assert copied(result) == 5 / 8
+    assert scores(result, ("uncopied", 1), "gsm").tolist() == [1 / 4]  # the second is answered by its first number
 
 
 def test_shuffle_control_by_hand():

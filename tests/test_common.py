@@ -133,7 +133,7 @@ def test_run_turns_user_errors_into_one_line(capsys):
 def test_memory_that_ends_is_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
         common.run(lambda: torch.empty(1 << 58, dtype=torch.uint8))
-    assert ended.value.code == 2 and "lower --micro-batch-size" in capsys.readouterr().err
+    assert ended.value.code == 2 and "lower --prompts-per-batch" in capsys.readouterr().err
     with pytest.raises(RuntimeError):  # any other is a bug, and keeps its traceback
         common.run(lambda: torch.ones(2) @ torch.ones(3, 3))
 

@@ -8,6 +8,7 @@
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -551,6 +552,15 @@ def test_triton_on_a_cpu_tensor_names_the_reason():
         with pytest.raises(RuntimeError, match="got a cpu tensor, Triton needs a GPU"):
             call()
     assert dispatch.describe("auto", "cpu").startswith("torch (got a cpu tensor")
+
+
+@pytest.mark.skipif(dispatch.interpreted() or dispatch.triton is None, reason="needs compiled Triton")
+def test_a_gpu_older_than_the_tiles_takes_torch(monkeypatch):
+    tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for capability, want in (((7, 5), "torch"), ((8, 0), "triton"), ((12, 0), "triton")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert dispatch.choose_impl("auto", tensor) == want
 
 
 @pytest.mark.skipif(not dispatch.interpreted(), reason="needs TRITON_INTERPRET=1")

@@ -242,3 +242,6 @@ def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch
     words = ("--combine sum", "--updates-per-batch 1")
     flags = ("--combine", "sum", "--updates-per-batch", "2")
     refused("merge", "--init", init, "--data", world, "--out", tmp_path / "no", *flags, words=words)
+    flags = ("--combine", "alternate", "--weights", "1", "1")
+    words = ("--combine alternate", "drop --weights")
+    refused("merge", "--init", init, "--data", world, "--out", tmp_path / "no", *flags, words=words)
