@@ -75,7 +75,7 @@ def c1(lab: Lab) -> Claim:
             claim.add(f"{at(t)}: RL − base, {n}-shot", subtract(rl, lab.base(t, n), 1), primary=False)
         if lab.copying:
             rest = subtract(rl, lab.base(t), ("uncopied", 1))
-            claim.add(f"{at(t)}: RL − base, best shots, answer not the question's first number", rest, primary=False)
+            claim.add(f"{at(t)}: RL − base, best shots, answer ≠ first number", rest, primary=False)
             uncopied[t] = claim.comparisons[-1]
     claim.done()
     claim.verdict = by_tokens[lab.early].verdict if lab.early in by_tokens else "not run"
@@ -392,6 +392,9 @@ def c10(lab: Lab) -> Claim:
         rho, chance, given = spearman(loss, y), permutation_p(loss, y), signed(partial(x, y, loss))
         claim.notes.append(f"Minus the validation loss as predictor: rho {rho:+.2f}, p {chance:.3f}; partial "
                            f"correlation of pass@32 and the outcome given it {given}.")  # fmt: skip
+    if low := [q for q in p if q["y"][1] <= lab.copying.get("alone", 0)]:
+        places = ", ".join(f"{q['base']} {at(q['tokens'])}" for q in low)
+        claim.notes.append(f"No higher than copying the question's first number reaches (C1): RL's pass@1 at {places}.")
     claim.notes.append("Whatever rises with training foretells RL, and checkpoints of one pre-training are no "
                        "independent points: a plain correlation proves little.")  # fmt: skip
     for k in (1, 8, 32):

@@ -45,10 +45,11 @@ def floor_of(lab: Lab, k: int) -> float | None:
     return next((r["result"]["questions"]["gsm"]["guess_floor"].get(str(k)) for r in lab.find()), None)
 
 
-def mark_floor(ax, floor: float | None, name: str = "guess floor") -> None:
+def mark_floor(ax, floor: float | None, name: str = "guess floor", side: str = "right") -> None:
     if floor is not None:
         ax.axhline(100 * floor, color="#555555", lw=1, ls=(0, (1, 2)))
-        ax.annotate(name, (0.98, 100 * floor), xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha="right")
+        at_edge = (0.98 if side == "right" else 0.02, 100 * floor)
+        ax.annotate(name, at_edge, xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha=side)
 
 
 def token_axis(ax, lab: Lab, title: str) -> None:
@@ -82,7 +83,8 @@ def passk(lab: Lab, methods=("base", "base0", "best", "rl", "sft", "gold", "sft_
     for ax, k in zip(axes[0], ks, strict=True):
         by_tokens(lab, ax, methods, lambda r, k=k: value(r, k), f"pass@{k}, %")
         mark_floor(ax, floor_of(lab, k))
-        mark_floor(ax, lab.copying.get("floor", {}).get(str(k)) if k > 1 else None, "first number and a usual change")
+        read = lab.copying.get("floor", {}).get(str(k)) if k > 1 else None  # of pass@1 it would hide the guess floor
+        mark_floor(ax, read, "first number and a usual change", "left")
     legend(axes[0, 0])
     return figure
 
@@ -141,7 +143,7 @@ def forest(claim: Claim):
     )
     ax.set_ylim(-0.7, len(shown) - 0.3)
     cut = "; some intervals go on beyond" * (len(whole) < len(shown))
-    ax.set_xlabel(f"points, 95 % interval (within: 90 %); filled: primary; (seeds){cut}", fontsize=8)
+    figure.supxlabel(f"points, 95 % interval (within: 90 %); filled: primary; (seeds){cut}", fontsize=8)
     return figure
 
 
