@@ -47,6 +47,8 @@ def floor_of(lab: Lab, k: int) -> float | None:
 
 def mark_floor(ax, floor: float | None, name: str = "guess floor", side: str = "right") -> None:
     if floor is not None:
+        if 100 * floor > ax.get_ylim()[1]:  # all scores lie below it
+            ax.set_ylim(top=105 * floor)
         ax.axhline(100 * floor, color="#555555", lw=1, ls=(0, (1, 2)))
         at_edge = (0.98 if side == "right" else 0.02, 100 * floor)
         ax.annotate(name, at_edge, xycoords=("axes fraction", "data"), fontsize=7, va="bottom", ha=side)
