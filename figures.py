@@ -356,9 +356,11 @@ def movement(rows: list[dict]):
                 if mine:
                     ax.plot(*zip(*mine, strict=True), marker, color=colour, mfc=colour if filled else "white", ms=5,
                             label=NAMES[method])  # fmt: skip
-            told = [r for r in rows if (r["method"], r["group"], r["seed"]) == ("sft", "k1", rows[0]["seed"])]
-            for r in told if (x, y) == ("distance", "loss") else []:  # SFT's rate x updates, first seed
-                ax.annotate(r["variant"], (r[x], r[y]), fontsize=5, xytext=(5, -4), textcoords="offset points")
+            told = [r for r in rows if r["method"] == "sft" and r["variant"] and r["seed"] == rows[0]["seed"]]
+            told = sorted(told, key=lambda r: r["loss"]) if (x, y) == ("distance", "loss") else []
+            for i, r in enumerate(told):  # SFT's variants, first seed: rate x updates, or the control's name
+                left = dict(xytext=(-5, 2), ha="right") if i % 2 else dict(xytext=(5, -6))
+                ax.annotate(r["variant"], (r[x], r[y]), fontsize=5, textcoords="offset points", **left)
             names = {"distance": "distance / norm of the weights", "kl": "KL from the start, nats a token"}
             ax.set_xlabel(names.get(x, "gsm pass@1, %"))
             ax.set_title({"general": "general average, %", "loss": "general loss, change, nats a token"}[y])

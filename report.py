@@ -228,7 +228,7 @@ def build(folder: str | Path) -> Path:
         "c10": (figures.diagnostic, (lab, by_key["C10"]), "The base's validation score and RL's outcome"),
         "c11": (figures.shots, (lab,), "The base by number of exemplars"),
         "k1": (figures.movement, (tables.moved_alone(rows),),
-               "General skill against movement; points are runs; the axis of loss is linear below 0.05"),
+               "General skill against movement; points are runs; the axis of loss is linear below 0.1"),
         **{k.lower(): (figures.variants, (lab, tables.control_rows(rows, k)),
                        "Dots: seeds; stroke: mean; dotted: guess floor")
            for k in ("K2", "K3", "K4")},
