@@ -98,13 +98,13 @@ def parse_args():
         return args, None
     args, ckpt = parse(parser(), PRESETS)
     check_rl_args(args)
+    if args.combine != "average" and (args.weights or args.sync_every != 1) and not ckpt:
+        raise UserError(f"--combine {args.combine} averages nothing: drop --weights and --sync-every")
     args.weights = args.weights or [0.5, 0.5]
     if not all(map(math.isfinite, args.weights)):
         raise UserError(f"--weights {args.weights}: numbers are needed")
     if len(args.weights) != 2:
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
-    if args.combine != "average" and (args.weights != [0.5, 0.5] or args.sync_every != 1):
-        raise UserError(f"--combine {args.combine} averages nothing: drop --weights and --sync-every")
     if args.combine == "sum" and args.updates_per_batch > 1:
         raise UserError("--combine sum takes one step on both gradients; it needs --updates-per-batch 1")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]

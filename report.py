@@ -8,6 +8,7 @@ figures.py draws, tables.py tabulates. What is not there yet is said to be not r
 
 import argparse
 import base64
+import os
 import re
 from html import escape
 from pathlib import Path
@@ -93,6 +94,7 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
     hours, done = sum(r["seconds"] or 0 for r in m["runs"]) / 3600, sum(r["finished"] for r in m["runs"])
     seeds = [f"{at(t)}: {len(lab.by_seed('rl', t))}" for t in lab.planned["rl"]]
     missing = [r["name"] for r in m["runs"] if not r["finished"]]
+    plan = os.path.relpath(Path(__file__).parent / "docs" / "analysis_plan.md", lab.folder)
     lines = [
         f"Preset `{m['preset']}`, first seed {m['seed']}, on {m['machine']}: {done} of {len(m['runs'])} planned runs "
         f"finished, {hours:.1f} core hours, one thread a run, {m['jobs']} side by side.",
@@ -101,7 +103,7 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
         * (len(sources) > 1),
         f"Seeds of direct RL by checkpoint, without C8's: {', '.join(seeds) or 'none'}. One pre-training unless said: "
         "intervals are conditional on it. With one seed a row is an *estimate*, never a verdict.",
-        "Rules: [docs/analysis_plan.md](../../analysis_plan.md), dated; what was changed after first results were in "
+        f"Rules: [docs/analysis_plan.md]({plan}), dated; what was changed after first results were in "
         "sight stands at its end. Scores are flexible; strict: only what follows the "
         "final-answer marker counts, as in RL's reward. ±: standard deviation over seeds.",
     ]  # fmt: skip

@@ -235,17 +235,21 @@ def parse_args():
     args.out = args.out or f"runs/{args.preset}"
     if args.known and not (HERE / args.known / "runs.json").is_file():
         raise UserError(f"--known {args.known}: no runs.json there; give the folder of a study, or drop it")
+    if args.known and (args.plan or args.report_only):
+        raise UserError("--known takes over runs, --plan and --report-only run nothing: give it without them first")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least one run must be allowed at a time")
     return args
 
 
 def print_plan(study: Study) -> None:
-    """Every run in order, under the part of the plan that asks for it and the time at which that part ends."""
+    """Every run in order, under the part of the plan that asks for it and the time at which that part ends. What is
+    finished costs nothing."""
     spent, place = 0.0, []
     for block, tasks in groupby(study.tasks, key=lambda t: t.block):
-        rows = [f"{t.cost:6.0f} s  {t.name:<44} {t.script} {' '.join(words(t.flags))}" for t in tasks]
-        spent += sum(float(row.split()[0]) for row in rows)
+        tasks = [(t, 0.0 if study.data_hash and study.finished(t) else t.cost) for t in tasks]
+        rows = [f"{cost:6.0f} s  {t.name:<44} {t.script} {' '.join(words(t.flags))}" for t, cost in tasks]
+        spent += sum(cost for _, cost in tasks)
         place.append(f"{spent / 60 / study.args.jobs:5.0f} min | {len(rows):3d} runs | {block}")
         print(f"\n# {block}", *rows, sep="\n")
     print(f"\n{len(study.tasks)} runs; done after about, {study.args.jobs} side by side:", *place, sep="\n")
@@ -255,6 +259,8 @@ def main():
     args = parse_args()
     os.chdir(HERE)
     study = Study(args)
+    meta = study.data / "meta.json"
+    study.data_hash = hashlib.sha256(meta.read_bytes()).hexdigest() if meta.exists() else ""
     if args.plan:
         print_plan(study)
         return
@@ -264,7 +270,7 @@ def main():
         return
     for name in ("logs", "evals"):
         (study.dir / name).mkdir(exist_ok=True)
-    if not (study.data / "meta.json").exists():
+    if not meta.exists():
         print(f"$ {study.make_world()}", flush=True)
         with open(study.dir / "logs" / "world.log", "w") as log:
             command = [sys.executable, *study.make_world().split()[1:]]
@@ -273,7 +279,7 @@ def main():
     made_by = study.data / "made_by"
     if not made_by.is_file() or made_by.read_text().strip() != code_hash():
         raise UserError(f"{study.data} holds a world of other code than data/world.py: remove it, and it is made anew")
-    study.data_hash = hashlib.sha256((study.data / "meta.json").read_bytes()).hexdigest()
+    study.data_hash = hashlib.sha256(meta.read_bytes()).hexdigest()
     if old := read_json(study.dir / "runs.json"):
         study.elapsed = old["seconds"]
         study.done = {r["out"]: {k: r.get(k) for k in KEPT} for r in old["runs"] if r["finished"]}

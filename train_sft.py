@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=240, lr=1e-3)
     add_sft_args(p)
-    p.add_argument("--epochs", type=float, help="passes over the examples; sets --steps")
+    p.add_argument("--epochs", type=float, help="passes over the examples; takes the place of --steps")
     add_system_args(p)
     return p
 
