@@ -152,6 +152,7 @@ def test_prompt_over_the_context(refused, world, base, tmp_path):
         (["--steps", "0"], ("--steps 0",)),
         (["--micro-batch-size", "0"], ("--micro-batch-size 0",)),
         (["--prompts-per-step", "0"], ("--prompts-per-step 0",)),
+        (["--prompts-per-batch", "0"], ("--prompts-per-batch 0",)),
         (["--max-new-tokens", "0"], ("--max-new-tokens 0",)),
         (["--lr", "nan"], ("--lr nan",)),
         (["--kl-coef", "-1"], ("--kl-coef -1",)),

@@ -119,6 +119,21 @@ def test_known_effects_come_out(whole):
     assert found["C10"] in ("reproduced", "undecided")
 
 
+def test_a_gain_by_copying_is_named(whole):
+    """RL is right on no question whose answer is not its first number: the verdict stands, and says so."""
+    lab = Lab(whole)
+    assert not CLAIMS[0](lab).caveat  # by made-up skill, RL gains on all questions alike
+    for r in lab.evals:
+        columns = r["result"]["questions"]["gsm"]["questions"] if "gsm" in r["result"]["questions"] else None
+        if columns and r["split"] == "test":
+            columns["first"] = ["-1"] * 20 + columns["gold"][20:]
+            if r["method"] == "rl":
+                columns["flexible"][:20] = [0] * 20
+    claim = CLAIMS[0](lab)
+    assert claim.verdict == "reproduced" and "by copying the question's first number" in claim.caveat
+    assert f"**reproduced**, {claim.caveat}" in claims_table([claim])[2][0]
+
+
 def test_cut_off_study_says_what_it_has(cut_off):
     found = verdicts(cut_off)
     assert found["C1"] == "reproduced" and found["C2"] == "contradicted" and found["C6"] == "reproduced"

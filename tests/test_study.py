@@ -159,6 +159,10 @@ def test_nothing_is_taken_over_unless_asked(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study.py", "--known", "nowhere"])
     with pytest.raises(UserError, match="--known nowhere: no runs.json there; give the folder of a study"):
         study.parse_args()
+    for other in ("--plan", "--report-only"):
+        monkeypatch.setattr(sys, "argv", ["study.py", "--known", "docs/results/lab", other])
+        with pytest.raises(UserError, match="give it without them first"):
+            study.parse_args()
 
 
 def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
@@ -275,6 +279,17 @@ def test_the_plan_is_printed_in_order(monkeypatch, capsys):
     names = [t.name for t in planned("lab").tasks]
     assert [line.split()[2] for line in shown.splitlines() if " s  " in line] == names
     assert f"{len(names)} runs; done after about" in shown and "min |  16 runs | C1 C2 C5 C6 C7: seed 3" in shown
+
+
+def test_what_is_finished_costs_nothing_in_the_plan(tmp_path, capsys):
+    made = planned("smoke", tmp_path)
+    made.args = Namespace(jobs=1)
+    done = next(t for t in made.tasks if t.kind == "eval")
+    made.path(done).parent.mkdir(parents=True)
+    made.path(done).write_text("{}")
+    study.print_plan(made)
+    costs = {line.split()[2]: line.split()[0] for line in capsys.readouterr().out.splitlines() if " s  " in line}
+    assert [name for name, cost in costs.items() if cost == "0"] == [done.name]
 
 
 def test_words():
