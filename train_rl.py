@@ -210,17 +210,17 @@ def stop_strings(args, enc, template) -> StopStrings | None:
 
 def rollout(model, enc, questions, prompts, indices, step, args, device, stop=None) -> Batch:
     """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
-    parts, places = [], range(len(indices))
+    outs = []
     for i in range(0, len(indices), args.prompts_per_batch):
-        part = places[i : i + args.prompts_per_batch]
+        part = indices[i : i + args.prompts_per_batch]
         with device.autocast():
-            parts.append(model.generate(  # a place in the batch names the draw: a question that comes twice differs
-                [prompts[indices[j]] for j in part], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
+            outs.append(model.generate(
+                [prompts[j] for j in part], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature, seed=args.seed * 1_000_003 + step, eos_id=enc.eot_token, stop=stop,
-                question_ids=list(part),
+                question_ids=list(range(i, i + len(part))),  # places: a question that comes twice is sampled anew
             ))  # fmt: skip
-    completions = [row for out in parts for row in out.completions()]
-    lengths, finished = (torch.cat([getattr(out, name) for out in parts]) for name in ("lengths", "finished"))
+    completions = [row for out in outs for row in out.completions()]
+    lengths, finished = torch.cat([out.lengths for out in outs]), torch.cat([out.finished for out in outs])
     texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
     texts = [stop.cut(text) for text in texts] if stop else texts  # as evaluation reads them
     gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
@@ -294,8 +294,10 @@ def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) 
     tokens with a gradient is None where a batch has none, and the KL where no reference is kept."""
     per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
     updates = [rows.flatten().tolist() for rows in per_update]
-    old = [None]  # later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and
-    for rows in updates[1:]:  # with gradients on, since without them other code computes them, and rounds otherwise
+    # Later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and with gradients
+    # on, since without them other code computes them and rounds otherwise.
+    old = [None]
+    for rows in updates[1:]:
         with device.autocast():
             old.append([
                 model.completion_logprobs(*batch.rows(part), args.temperature)[0].detach()
