@@ -11,10 +11,10 @@ $(VENV)/.ready: requirements.txt
 
 .PHONY: study smoke test lint
 study: $(VENV)/.ready
-	$(BIN)/python study.py --preset laptop --out $(OUT)
+	$(BIN)/python -m study --preset laptop --out $(OUT)
 
 smoke: $(VENV)/.ready
-	$(BIN)/python study.py --preset smoke --out runs/smoke
+	$(BIN)/python -m study --preset smoke --out runs/smoke
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests

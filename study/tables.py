@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-import figures
-from claims import Claim, at
-from figures import KS, general_average
-from lab import NAMES, Lab, shuffled, subtract, value
-from paper import PAPER
-from stats import Comparison
+from study import figures
+from study.claims import Claim, at
+from study.figures import KS, general_average
+from study.paper import PAPER
+from study.read import NAMES, Lab, shuffled, subtract, value
+from study.stats import Comparison
 
 ORDER = ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel")
 

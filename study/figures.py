@@ -9,8 +9,8 @@ matplotlib.use("Agg")  # no window: figures are only written
 import matplotlib.pyplot as plt
 import numpy as np
 
-from claims import Claim, at
-from lab import NAMES, Lab, per_question, pools, read_jsonl, shuffled, value
+from study.claims import Claim, at
+from study.read import NAMES, Lab, per_question, pools, read_jsonl, shuffled, value
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,

@@ -1,6 +1,6 @@
 """The kernel suites that need a process of their own: interpreted or on a GPU, and the static compile gate.
 
-    pytest -q tests/test_kernels_static.py
+    pytest -q tests/kernels/test_kernels_static.py
 
 Triton decides at import whether it compiles or interprets, and the two cannot share a process.
 """
@@ -18,7 +18,7 @@ from tiny import read_jsonl, tiny_model, write_ckpt, write_world
 from kernels import dispatch
 from kernels.compile_report import Build, all_builds, violations
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
     dispatch.triton is None, reason="Triton is not installed: its wheels are for Linux only"
 )
@@ -39,7 +39,7 @@ def test_kernels_interpreted():
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/test_kernels.py",
+        "tests/kernels/test_kernels.py",
         TRITON_INTERPRET="1",
         KERNELS_IMPL="triton",
     )
@@ -55,7 +55,7 @@ def test_kernels_on_the_gpu():
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/test_kernels.py",
+        "tests/kernels/test_kernels.py",
         TRITON_INTERPRET="0",
         KERNELS_IMPL="triton",
     )

@@ -1,4 +1,4 @@
-"""The statistics behind the verdicts, on data with known effects.   pytest -q tests/test_claims.py"""
+"""The statistics behind the verdicts, on data with known effects.   pytest -q tests/study/test_claims.py"""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.math_qa import Question
-from lab import copied, copying, per_question, scores, shuffled
-from stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
+from study.read import copied, copying, per_question, scores, shuffled
+from study.stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
 
 
 def drawn(effect, seeds=5, questions=400, noise=0.3, seed_noise=0.005, seed=0):

@@ -1,4 +1,4 @@
-"""Token files: mixtures, exact position, validation rows, preparation.   pytest -q tests/test_tokens.py"""
+"""Token files: mixtures, exact position, validation rows, preparation.   pytest -q tests/data/test_tokens.py"""
 
 import gzip
 import json

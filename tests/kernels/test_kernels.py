@@ -1,8 +1,8 @@
 """Kernels against float64 references, their gradients, their masks and their complaints.
 
-    pytest -q tests/test_kernels.py                                          the torch paths
-    TRITON_INTERPRET=1 KERNELS_IMPL=triton pytest -q tests/test_kernels.py   the Triton kernels, interpreted on the CPU
-    KERNELS_IMPL=triton pytest -q tests/test_kernels.py                      the Triton kernels on a GPU, bfloat16 too
+    pytest -q tests/kernels/test_kernels.py  the torch paths
+    TRITON_INTERPRET=1 KERNELS_IMPL=triton pytest -q tests/kernels/test_kernels.py  the Triton kernels, interpreted
+    KERNELS_IMPL=triton pytest -q tests/kernels/test_kernels.py  the Triton kernels on a GPU, bfloat16 too
 
 `pytest -q tests` runs the second (or, with a GPU, the third) in a process of its own, from test_kernels_static.py.
 """

@@ -1,4 +1,4 @@
-"""The plan of a study: what names a run, what is done again.   pytest -q tests/test_study.py"""
+"""The plan of a study: what names a run, what is done again.   pytest -q tests/study/test_study.py"""
 
 import json
 import os
@@ -10,12 +10,12 @@ from itertools import product
 
 import pytest
 
-import grid
-import study
 import train_rl
 from common import UserError
-from grid import words
-from study import Study
+from study import __main__ as cli
+from study import plan, runner
+from study.plan import words
+from study.runner import Study
 
 
 def planned(preset, out="runs/x", seed=1):
@@ -47,11 +47,11 @@ def test_an_address_hangs_on_every_setting(monkeypatch):
     rl = lambda s: next(t for t in s.tasks if t.name.startswith("rl-base"))  # noqa: E731
     one = planned("smoke")
     addresses = {rl(one).identity("d"), rl(one).identity("e"), rl(planned("smoke", seed=2)).identity("d")}
-    monkeypatch.setitem(grid.PRESETS["smoke"]["pretrain"], "lr", 0.123)
+    monkeypatch.setitem(plan.PRESETS["smoke"]["pretrain"], "lr", 0.123)
     addresses.add(rl(planned("smoke")).identity("d"))
     monkeypatch.undo()
     assert rl(planned("smoke")).identity("d") in addresses and len(addresses) == 4
-    monkeypatch.setitem(grid.PRESETS["smoke"]["pretrain"], "eval_every", 7)  # only watches
+    monkeypatch.setitem(plan.PRESETS["smoke"]["pretrain"], "eval_every", 7)  # only watches
     assert rl(planned("smoke")).identity("d") in addresses
     real = train_rl.parser
 
@@ -154,15 +154,15 @@ def test_work_of_another_machine_is_taken_over(tmp_path):
 
 def test_nothing_is_taken_over_unless_asked(monkeypatch):
     """`make study` measures: results that lie in docs/ are no part of it."""
-    monkeypatch.setattr(sys, "argv", ["study.py", "--preset", "laptop"])
-    assert study.parse_args().known is None
-    monkeypatch.setattr(sys, "argv", ["study.py", "--known", "nowhere"])
+    monkeypatch.setattr(sys, "argv", ["study", "--preset", "laptop"])
+    assert cli.parse_args().known is None
+    monkeypatch.setattr(sys, "argv", ["study", "--known", "nowhere"])
     with pytest.raises(UserError, match="--known nowhere: no runs.json there; give the folder of a study"):
-        study.parse_args()
+        cli.parse_args()
     for other in ("--plan", "--report-only"):
-        monkeypatch.setattr(sys, "argv", ["study.py", "--known", "docs/results/lab", other])
+        monkeypatch.setattr(sys, "argv", ["study", "--known", "docs/results/lab", other])
         with pytest.raises(UserError, match="give it without them first"):
-            study.parse_args()
+            cli.parse_args()
 
 
 def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_changed_setting_runs_again(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     assert made.to_do() == []
-    monkeypatch.setitem(grid.PRESETS["smoke"]["sft"], "lr", 0.123)
+    monkeypatch.setitem(plan.PRESETS["smoke"]["sft"], "lr", 0.123)
     again = planned("smoke", tmp_path).to_do()
     assert {t.method for t in again} == {"sft", "sft_rl"}
     assert {t.kind for t in again} == {"train", "eval"}
@@ -202,8 +202,8 @@ class Made(Study):
 
 
 def run_made(tmp_path, monkeypatch, preset, bad="none", minutes=0):
-    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(study, "git_commit", lambda: "abc")
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(runner, "git_commit", lambda: "abc")
     monkeypatch.setattr(Study, "write_manifest", lambda self: None)
     made = Made(Namespace(preset=preset, out=str(tmp_path), seed=1, jobs=2, minutes=minutes))
     made.data_hash, made.bad, made.begun = "d", bad, []
@@ -263,18 +263,18 @@ def test_a_world_of_other_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "meta.json").write_text("{}")
-    monkeypatch.setattr("sys.argv", ["study.py", "--preset", "smoke", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["study", "--preset", "smoke", "--out", str(tmp_path)])
     for made_by in ("", "another\n"):
         if made_by:
             (tmp_path / "world" / "made_by").write_text(made_by)
         with pytest.raises(UserError, match="other code.*remove it"):
-            study.main()
+            cli.main()
     assert not (tmp_path / "runs.json").exists()
 
 
 def test_the_plan_is_printed_in_order(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["study.py", "--preset", "lab", "--plan"])
-    study.main()
+    monkeypatch.setattr("sys.argv", ["study", "--preset", "lab", "--plan"])
+    cli.main()
     shown = capsys.readouterr().out
     names = [t.name for t in planned("lab").tasks]
     assert [line.split()[2] for line in shown.splitlines() if " s  " in line] == names
@@ -287,7 +287,7 @@ def test_what_is_finished_costs_nothing_in_the_plan(tmp_path, capsys):
     done = next(t for t in made.tasks if t.kind == "eval")
     made.path(done).parent.mkdir(parents=True)
     made.path(done).write_text("{}")
-    study.print_plan(made)
+    cli.print_plan(made)
     costs = {line.split()[2]: line.split()[0] for line in capsys.readouterr().out.splitlines() if " s  " in line}
     assert [name for name, cost in costs.items() if cost == "0"] == [done.name]
 

@@ -14,7 +14,7 @@ from common import UserError
 from data.math_qa import answers_equal, parse_number
 from evaluate import pass_at_k
 from model import PRESETS as SHAPES
-from stats import Difference
+from study.stats import Difference
 
 NAMES = {"base": "base", "rl": "RL", "sft": "SFT", "gold": "SFT-Gold", "sft_rl": "SFT→RL", "gold_rl": "Gold→RL",
          "parallel": "parallel"}  # fmt: skip
@@ -55,7 +55,7 @@ class Lab:
     def __init__(self, folder: Path):
         self.folder, self.manifest = folder, read_json(folder / "runs.json")
         if not isinstance(self.manifest, dict) or "runs" not in self.manifest:
-            raise UserError(f"{folder} holds no readable runs.json; give the folder that study.py --out wrote")
+            raise UserError(f"{folder} holds no readable runs.json; give the folder that `python -m study --out` wrote")
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
         self.copying = self.manifest.get("copying", {})  # of the gsm test questions

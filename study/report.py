@@ -1,6 +1,7 @@
-"""The report of a study: report.md, one self-contained report.html, figures. `study.py` calls `build`; alone it runs as
+"""The report of a study: report.md, one self-contained report.html, figures. `python -m study` calls
+`build`; alone it runs as
 
-    python report.py runs/lab         # rebuilds them from runs/lab/runs.json and the evaluations that it names
+    python -m study.report runs/lab         # rebuilds them from runs/lab/runs.json and the evaluations that it names
 
 Every number comes from those files by code; only the paper's own (paper.py, claims.py) are typed in. claims.py judges,
 figures.py draws, tables.py tabulates. What is not there yet is said to be not run.
@@ -13,12 +14,11 @@ import re
 from html import escape
 from pathlib import Path
 
-import figures
-import tables
-from claims import CLAIMS, Claim, at
 from common import run, writable_dir
-from lab import Lab, read_jsonl
-from tables import ORDER, interval, verdict
+from study import figures, tables
+from study.claims import CLAIMS, Claim, at
+from study.read import Lab, read_jsonl
+from study.tables import ORDER, interval, verdict
 
 # A report is a list of blocks: ("head", level, text), ("text", text), ("list", lines), ("table", head, rows),
 # ("figure", name, caption), ("code", summary, lines).
@@ -94,7 +94,7 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
     hours, done = sum(r["seconds"] or 0 for r in m["runs"]) / 3600, sum(r["finished"] for r in m["runs"])
     seeds = [f"{at(t)}: {len(lab.by_seed('rl', t))}" for t in lab.planned["rl"]]
     missing = [r["name"] for r in m["runs"] if not r["finished"]]
-    plan = os.path.relpath(Path(__file__).parent / "docs" / "analysis_plan.md", lab.folder)
+    plan = os.path.relpath(Path(__file__).parent.parent / "docs" / "analysis_plan.md", lab.folder)
     lines = [
         f"Preset `{m['preset']}`, first seed {m['seed']}, on {m['machine']}: {done} of {len(m['runs'])} planned runs "
         f"finished, {hours:.1f} core hours, one thread a run, {m['jobs']} side by side.",
@@ -337,7 +337,7 @@ pre{{background:#f6f6f6;padding:8px;overflow:auto;font-size:12px}}</style>
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder", metavar="DIR", help="what study.py --out wrote")
+    p.add_argument("folder", metavar="DIR", help="what `python -m study --out` wrote")
     print(f"wrote {build(p.parse_args().folder)}")
 
 

@@ -1,4 +1,4 @@
-r"""Math questions: answers, rewards, templates, stop strings, loaders.   pytest -q tests/test_math_qa.py"""
+r"""Math questions: answers, rewards, templates, stop strings, loaders.   pytest -q tests/data/test_math_qa.py"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tokenizers: BPE training, identity, loading, decoding.   pytest -q tests/test_tokenizer.py"""
+"""Tokenizers: BPE training, identity, loading, decoding.   pytest -q tests/data/test_tokenizer.py"""
 
 import os
 from pathlib import Path

@@ -1,5 +1,5 @@
 """The claims of the paper, judged: docs/analysis_plan.md as code, with the statistics of stats.py on a study that
-lab.py read; one function a claim. report.py writes them up. What was not run is said so.
+read.py read; one function a claim. report.py writes them up. What was not run is said so.
 """
 
 import math
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.world import HARD_SHARE, N_QUESTIONS
-from grid import PRESETS
-from grid import amount as at
-from lab import (
+from study.plan import amount as at
+from study.presets import PRESETS
+from study.read import (
     NAMES,
     Lab,
     copied,
@@ -24,7 +24,7 @@ from lab import (
     validation_loss,
     value,
 )
-from stats import Comparison, Difference, judge, partial, permutation_p, spearman
+from study.stats import Comparison, Difference, judge, partial, permutation_p, spearman
 
 POOLS = tuple(PRESETS["lab"]["pools"])  # C3's primary pools of questions, whatever a preset runs of them
 

@@ -1,5 +1,5 @@
 """Benchmarks: loading, formats, the context/choice seam, scoring with hand-computed log-probs.
-pytest -q tests/test_benchmarks.py"""
+pytest -q tests/data/test_benchmarks.py"""
 
 import gzip
 import json

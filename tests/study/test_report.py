@@ -1,4 +1,4 @@
-"""The report from made-up evaluations whose effects are known.   pytest -q tests/test_report.py"""
+"""The report from made-up evaluations whose effects are known.   pytest -q tests/study/test_report.py"""
 
 import json
 import re
@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import report
-from claims import CLAIMS, Claim
 from common import UserError
 from evaluate import pass_at_k
-from grid import BENCHMARKS, PRESETS, amount
-from lab import Lab, of_rows, validation_loss
-from stats import Comparison
-from study import Study
-from tables import claims as claims_table
-from tables import control_differences, k1_note
+from study import report
+from study.claims import CLAIMS, Claim
+from study.plan import amount
+from study.presets import BENCHMARKS, PRESETS
+from study.read import Lab, of_rows, validation_loss
+from study.runner import Study
+from study.stats import Comparison
+from study.tables import claims as claims_table
+from study.tables import control_differences, k1_note
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRIPLE = r"([+-]?\d+\.\d) \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
 N = 60
 STEPS = PRESETS["lab"]["late"]
@@ -58,7 +59,7 @@ def result(task):
 
 
 def made_up(folder, preset, keep=lambda task: True):
-    """A study's folder as study.py leaves it, with these of its runs finished."""
+    """A study's folder as the runner leaves it, with these of its runs finished."""
     study = Study(Namespace(preset=preset, out=str(folder), seed=1, jobs=2))
     study.data = folder
     first = {f"q/{i}": str(i if i < N // 20 else -1) for i in range(N)}  # is the answer of one question in twenty
@@ -214,7 +215,7 @@ def test_the_independent_route_can_fail(whole, tmp_path):
 
 def test_rows_of_the_committed_study():
     """The report in docs/results/lab is that of the evaluations beside it."""
-    folder = Path(report.__file__).parent / "docs/results/lab"
+    folder = ROOT / "docs/results/lab"
     if not (folder / "report.md").exists():
         pytest.skip("no lab study is committed yet")
     assert rows_again(folder) >= 3

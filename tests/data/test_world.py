@@ -1,4 +1,4 @@
-"""The synthetic world: sums worked by hand, splits, floors, files.  pytest -q tests/test_world.py"""
+"""The synthetic world: sums worked by hand, splits, floors, files.  pytest -q tests/data/test_world.py"""
 
 import json
 import random

@@ -1,4 +1,6 @@
-"""Every kind of run of the lab's plan once, at a size without meaning, and its report.   pytest -q tests/test_lab.py"""
+"""Every kind of run of the lab's plan once, at a size without meaning, and its report.
+
+pytest -q tests/study/test_read.py"""
 
 import contextlib
 import importlib
@@ -10,19 +12,16 @@ from argparse import Namespace
 import pytest
 import torch
 
-import claims
-import grid
 import model
-import report
-import study
-from claims import CLAIMS
-from lab import Lab
+from study import claims, plan, report, runner
+from study.claims import CLAIMS
+from study.read import Lab
 
 SHAPE = dict(n_layer=1, n_head=2, n_hidden=32, init_std=0.1)
 SMALL = dict(max_new_tokens=6)
 RL = dict(prompts_per_step=4, group_size=4, **SMALL)
 ASK = dict(limit=2, n_samples=32, k=[1, 8, 32], **SMALL)
-MINI = grid.PRESETS["lab"] | dict(
+MINI = plan.PRESETS["lab"] | dict(
     pretrain=dict(preset="mini", block_size=256, steps=4, batch_tokens=256, micro_batch_size=1, eval_every=1,
                   eval_tokens=256), save_at=[1, 2, 3, 4], early=2, late=4, others=[3, 1], seeds=2, other_seeds=1,
     gold_seeds=1, control_seeds=1,
@@ -42,13 +41,13 @@ MINI = grid.PRESETS["lab"] | dict(
 
 
 class Ended:
-    """What study.py asks of a process that has ended."""
+    """What the runner asks of a process that has ended."""
 
     def __init__(self, returncode):
         self.returncode, self.poll = returncode, lambda: returncode
 
 
-class Here(study.Study):
+class Here(runner.Study):
     """A study whose stages run in this process, as their command lines say: nothing is loaded anew for each."""
 
     def start(self, task):
@@ -72,14 +71,14 @@ class Here(study.Study):
 def lab(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(grid.PRESETS, "mini", MINI)
+        patch.setitem(plan.PRESETS, "mini", MINI)
         patch.setattr(claims, "POOLS", tuple(MINI["pools"]))
         patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
         patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
-        patch.setattr(grid, "BENCHMARKS", ["lastword", "facts"])
+        patch.setattr(plan, "BENCHMARKS", ["lastword", "facts"])
         patch.setattr(sys, "argv", sys.argv)
-        patch.setattr(study.time, "sleep", lambda seconds: None)
-        patch.setattr(study, "git_commit", lambda: "abc")
+        patch.setattr(runner.time, "sleep", lambda seconds: None)
+        patch.setattr(runner, "git_commit", lambda: "abc")
         made = Here(Namespace(preset="mini", out=str(folder), seed=1, jobs=1, minutes=0))
         made.data, made.data_hash = world, "d"
         for name in ("logs", "evals"):
