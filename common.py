@@ -19,15 +19,12 @@ except ImportError:  # Windows
 
 import torch
 
+from data.files import UserError
 from kernels.dispatch import describe, matmul_dtype
 
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
 CHECKPOINT_KEYS = """format stage step tokens model model_config tokenizer optimizer rng data config parent metrics
 versions""".split()
-
-
-class UserError(Exception):
-    """A mistake the user can mend. The message is one sentence: what was got, what is needed, what to do."""
 
 
 def run(main) -> None:

@@ -1,0 +1,191 @@
+"""The one reader and writer of small files: text, JSON and JSONL, as they are or gzipped.
+
+Reading: UTF-8, with or without a byte order mark; whatever is wrong with a file becomes a `UserError` of one sentence.
+Writing: UTF-8, to a temporary name in the same folder, synced, then renamed, so that a crash, a full disk or a bad
+value leaves the old file whole.
+"""
+
+import gzip
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+BOM = b"\xef\xbb\xbf"
+MEND = "mend the file or make it again"
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one sentence: what was got, what is needed, what to do."""
+
+
+# ---------------------------------------------------------------- reading
+def suffix(path: str | os.PathLike) -> str:
+    """The kind of file that a name tells: ".jsonl" of Train.JSONL and of train.jsonl.gz."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
+
+
+@contextmanager
+def open_bytes(path: str | os.PathLike, mend: str = "check the path and that the file is whole") -> Iterator[BinaryIO]:
+    """The bytes of a file, unzipped if it begins as gzip does, without a byte order mark."""
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"  # no UTF-8 text begins so
+            file.seek(0)
+            with gzip.open(file) if zipped else file as opened:
+                if opened.read(3) != BOM:
+                    opened.seek(0)
+                yield opened
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read it ({why}); {mend}") from None
+
+
+def read_text(path: str | os.PathLike) -> str:
+    with open_bytes(path) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; convert the file") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """json.loads with a ValueError for every fault. NaN and infinity are no JSON; an integer too long for Python to
+    read stays text."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        try:
+            return _DECODER.decode(text)
+        except json.JSONDecodeError as error:
+            place = f" at line {error.lineno}, column {error.colno}" if error.lineno > 1 else ""
+            raise ValueError(f"not valid JSON: {error.msg}{place}") from None
+        except ValueError:  # an integer of more digits than int() takes
+            return _LONG_INTEGERS.decode(text)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_constant(name: str) -> None:
+    raise json.JSONDecodeError(f"{name} is no number", "", 0)
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) < 4300 else digits
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_LONG_INTEGERS = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer)
+
+
+def read_json(path: str | os.PathLike, what: str = "JSON", kind: type = dict, mend: str = MEND) -> Any:
+    """The value in a JSON file, which must be of this `kind`. `what` the file should be and how to `mend` it are told
+    when it is not."""
+    with open_bytes(path, mend) as file:
+        data = file.read()
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise UserError(f"{path}: no readable {what} ({error}); {mend}") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: no {what}, but {type(value).__name__} where {kind.__name__} is needed; {mend}")
+    return value
+
+
+def read_jsonl(path: str | os.PathLike, dropped: list[str] | None = None) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSONL file; blank lines are passed over. A line that is no object (torn, not UTF-8,
+    NUL bytes, ..) is a UserError with file and line or, where a list `dropped` is given, left out and told there."""
+    number = 0
+    try:
+        with open_bytes(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = parse_json(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+                except ValueError as error:
+                    if dropped is None:
+                        raise UserError(f"{path}:{number}: {error}; mend or remove that line") from None
+                    dropped.append(f"{path}:{number}: {error}")
+                    continue
+                yield number, row
+    except UserError as error:
+        if dropped is None or not number:
+            raise
+        dropped.append(str(error))  # a gzip file that ends early
+
+
+def field(row: dict, key: str, kind: type | tuple[type, ...], where: str | os.PathLike, mend: str = MEND) -> Any:
+    """row[key], which must be of this kind: a bool is no number, a float may be written as an integer and is finite.
+    `where`: the file, for the error."""
+    value = row.get(key)
+    kinds = (int, float) if kind is float else kind if isinstance(kind, tuple) else (kind,)
+    good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not good or (isinstance(value, float) and not math.isfinite(value)):
+        needed, got = " or ".join(k.__name__ for k in kinds), "nothing" if value is None else repr(value)[:60]
+        raise UserError(f"{where}: {key!r} must be {needed}, got {got}; {mend}")
+    return value
+
+
+# ---------------------------------------------------------------- writing
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write; it takes the place of `path` when the block ends, and is removed when it fails."""
+    path = Path(os.path.realpath(path))  # a link stays, and its file is replaced
+    if path.exists() and not path.is_file():  # a pipe or a device
+        with open(path, "wb") as file:
+            yield file
+        return
+    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name[:50]}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C too
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """UTF-8; what UTF-8 cannot hold (half a surrogate pair) is written as \\udcff."""
+    try:
+        with replacing(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        mend = "what was there before is whole: free some space, or choose another path"
+        raise UserError(f"{path} could not be written ({error.strerror}); {mend}") from error
+
+
+def to_json(value: Any, where: str | os.PathLike = "value", **layout) -> str:
+    """JSON text in ASCII; `layout` as of json.dumps. UserError if it holds NaN or infinity: JSON cannot."""
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        raise UserError(f"{where}: {_not_finite(value)}, which JSON cannot hold; nothing was written") from None
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """The first number in nested values that is not finite, with its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name or 'the value'} is {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next(filter(None, (_not_finite(v, f"{name}/{k}".lstrip("/")) for k, v in items)), "")
+
+
+def write_json(path: str | os.PathLike, value: Any, **layout) -> None:
+    """One line a value, or as `layout` (of json.dumps) says."""
+    write_text(path, to_json(value, path, **(layout or {"indent": 1})) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    write_text(path, "".join(to_json(row, path) + "\n" for row in rows))
