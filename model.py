@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from common import UserError
 from kernels.attention import attention
 from kernels.dispatch import choose_impl, to_autocast
+from kernels.gradients import move_rows, rms_norm, rotate
 from kernels.logprob import linear_logprob
 from sample import continuation_logprobs, generate
 
@@ -73,59 +73,6 @@ PRESETS = {
 }
 
 
-class Rotate(torch.autograd.Function):
-    """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
-    each angle's cosine twice, sin its -sine, then its sine. The gradient, written out, is the turn back: half the
-    passes over memory that autograd makes."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        cos, sin = ctx.saved_tensors
-        return (g * sin).roll(g.shape[-1] // 2, -1).addcmul_(g, cos), None, None
-
-
-class NormOnCPU(torch.autograd.Function):
-    """F.rms_norm over the last dimension with its gradient written out: with r = 1 / rms(x) and g the upstream one,
-    dx = r g w - x r^3 mean(g w x), dw = sum of g x r over rows. On a CPU torch makes it of many passes over memory."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps: float):
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, weight, r = ctx.saved_tensors
-        out = g * x  # then overwritten: a fresh tensor of a few MB costs four times what a multiplication in place does
-        rows, scale = out.view(-1, *weight.shape), r.view(-1, *weight.shape[:-1])
-        if weight.ndim == 1:
-            dw = rows.T.mv(scale)
-        else:
-            dw = torch.stack([rows[:, i].T.mv(scale[:, i]) for i in range(len(weight))])
-        mean = out.mul_(weight).sum(-1, keepdim=True).mul_(r**3).div_(-x.shape[-1])
-        return torch.mul(g, weight, out=out).mul_(r).addcmul_(x, mean), dw, None
-
-
-def rms_norm(x, weight, eps: float):
-    """x (..., *weight.shape) over its root mean square along the last dimension, times weight; in float32 also under
-    autocast."""
-    x = x.float()
-    if x.device.type == "cpu" and torch.is_grad_enabled():
-        return NormOnCPU.apply(x, weight, eps)
-    if weight.ndim == 1:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return F.rms_norm(x, weight.shape[-1:], None, eps) * weight
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -162,7 +109,7 @@ class Attention(nn.Module):
                 qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
         else:
             qk = qkv[..., : heads * c.head_dim]
-        qk = Rotate.apply(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k together: half the calls
+        qk = rotate(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k together: half the calls
         q, k, v = (t.transpose(1, 2) for t in (qk[:, :, : c.n_head], qk[:, :, c.n_head :], v))  # (B, H or K, T, D)
         return self.c_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, c.n_embd))
 
@@ -191,25 +138,6 @@ class Block(nn.Module):
             return x + self.norm_2(self.mlp(x))
         x = x + self.attn(self.norm_1(x), cos, sin, attend)
         return x + self.mlp(self.norm_2(x))
-
-
-class Move(torch.autograd.Function):
-    """x (N, ...) -> x[index], 0 where index is -1. An index names a row once at most, and `inverse` leads back, so the
-    gradient is the same gather the other way (torch's own would add the rows up one by one)."""
-
-    @staticmethod
-    def forward(ctx, x, index, inverse):
-        ctx.save_for_backward(index, inverse)
-        return Move.gather(x, index)
-
-    @staticmethod
-    def backward(ctx, g):
-        index, inverse = ctx.saved_tensors
-        return Move.gather(g, inverse), None, None
-
-    @staticmethod
-    def gather(x, index):
-        return x.index_select(0, index.clamp(min=0)).mul_((index >= 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
 
 
 class Packed:
@@ -264,7 +192,7 @@ class Packed:
 
     def attention(self, q, k, v, impl: str):
         """Causal attention within each prompt + completion: q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
-        q, k, v = (Move.apply(x[0].transpose(0, 1), self.slots, self.slot_of) for x in to_autocast(q, k, v))
+        q, k, v = (move_rows(x[0].transpose(0, 1), self.slots, self.slot_of) for x in to_autocast(q, k, v))
         sizes = [rows * width for rows, width in self.shapes]
         q, k, v = (
             [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(x.split(sizes), self.shapes, strict=True)]
@@ -281,7 +209,7 @@ class Packed:
                 own = F.scaled_dot_product_attention(q, k, v, self.visible, enable_gqa=q.shape[1] != k.shape[1])
             out.append(own.to(dtype))
         out = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in out])  # (slots, H, D)
-        return Move.apply(out, self.slot_of, self.slots).transpose(0, 1)[None]
+        return move_rows(out, self.slot_of, self.slots).transpose(0, 1)[None]
 
 
 class GPT(nn.Module):

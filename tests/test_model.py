@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import tiny_model
 
 from common import UserError
-from model import GPT, PRESETS, GPTConfig, NormOnCPU, Packed, Rotate, build_model, load_model
+from model import GPT, PRESETS, GPTConfig, Packed, build_model, load_model
 
 POST = dict(post_norm=True, qk_norm=True, tied=False, n_head=4, n_kv_head=2, rope_theta=500_000.0)
 VARIANTS = {"pre-norm": {}, "post-norm": POST, "grouped": dict(n_head=4, n_kv_head=1), "untied": dict(tied=False)}
@@ -280,29 +279,3 @@ def test_load_model_round_trip_and_damage():
         with pytest.raises(UserError, match="^a.pt: its weights do not fit") as error:
             load_model(broken, "a.pt")
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("shape", [(16,), (2, 16)])
-def test_norm_on_cpu_is_rms_norm(shape):
-    """Values and gradients of the written-out norm against torch's, also of a slice that is not contiguous."""
-    torch.manual_seed(0)
-    x, g, weight = torch.randn(3, 5, *shape[:-1], 24), torch.randn(3, 5, *shape), torch.randn(shape)
-    for cut in (lambda t: t[..., :16], lambda t: t[..., 8:].contiguous()):
-        got = []
-        for norm in (NormOnCPU.apply, lambda x, w, eps: F.rms_norm(x, (16,), None, eps) * w):
-            leaf, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
-            out = norm(cut(leaf), w, 1e-3)
-            got.append((out, *torch.autograd.grad(out, (leaf, w), g)))
-        for a, b in zip(*got, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_rotation_by_hand():
-    """Pairs (i, i + D/2) turn by their angle: (1, 0) by 90 degrees is (0, 1); the gradient turns back."""
-    angles = torch.tensor([math.pi / 2, math.pi / 6])
-    cos, sin = (torch.cat(parts)[None, None, None] for parts in ((angles.cos(),) * 2, (-angles.sin(), angles.sin())))
-    x = torch.tensor([1.0, 2.0, 0.0, 0.0]).view(1, 1, 1, 4).requires_grad_()
-    out = Rotate.apply(x, cos, sin)
-    torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 2 * math.sqrt(0.75), 1.0, 1.0]), atol=1e-6, rtol=0)
-    (back,) = torch.autograd.grad(out, x, out)
-    torch.testing.assert_close(back, x.detach(), atol=1e-6, rtol=0)

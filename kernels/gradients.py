@@ -1,0 +1,110 @@
+"""Three small operations whose gradients are written out: autograd would go over the memory twice as often.
+
+    rms_norm(x, weight, eps)       x over its root mean square, times weight
+    rotate(x, cos, sin)            rotary positions (RoPE)
+    move_rows(x, index, inverse)   a gather whose gradient is the gather back
+
+Each is followed by its plain reference, which autograd differentiates: the definition, for tests and readers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+
+# ---------------------------------------------------------------- RMSNorm
+class _NormOnCPU(torch.autograd.Function):
+    """With r = 1 / rms(x) and g the upstream gradient,
+
+        dx = r g w - x r^3 mean(g w x)        dw = sum of g x r over rows
+
+    F.rms_norm on a CPU is a chain of operations, each with a pass of its own in both directions."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps: float):
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, weight, r = ctx.saved_tensors
+        out = g * x  # then overwritten: a fresh tensor of a few MB costs four times what a multiplication in place does
+        rows, scale = out.view(-1, *weight.shape), r.view(-1, *weight.shape[:-1])
+        if weight.ndim == 1:
+            dw = rows.T.mv(scale)
+        else:
+            dw = torch.stack([rows[:, i].T.mv(scale[:, i]) for i in range(len(weight))])
+        mean = out.mul_(weight).sum(-1, keepdim=True).mul_(r**3).div_(-x.shape[-1])
+        return torch.mul(g, weight, out=out).mul_(r).addcmul_(x, mean), dw, None
+
+
+def rms_norm(x, weight, eps: float):
+    """x (..., *weight.shape) over its root mean square along the last dimension, times weight (W,) or (n, W): n vectors
+    of one width, normed in one call. In float32, also under autocast."""
+    x = x.float()
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return _NormOnCPU.apply(x, weight, eps)
+    if weight.ndim == 1:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x, weight.shape[-1:], None, eps) * weight
+
+
+def rms_norm_reference(x, weight, eps: float):
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+# ---------------------------------------------------------------- rotary positions
+class _Rotate(torch.autograd.Function):
+    """The gradient of a turn is the turn back."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        cos, sin = ctx.saved_tensors
+        return (g * sin).roll(g.shape[-1] // 2, -1).addcmul_(g, cos), None, None
+
+
+def rotate(x, cos, sin):
+    """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
+    each angle's cosine twice, sin its -sine, then its sine."""
+    return _Rotate.apply(x, cos, sin)
+
+
+def rotate_reference(x, cos, sin):
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+# ---------------------------------------------------------------- rows between two layouts
+class _MoveRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index, inverse):
+        ctx.save_for_backward(index, inverse)
+        return _gather(x, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        index, inverse = ctx.saved_tensors
+        return _gather(g, inverse), None, None
+
+
+def _gather(x, index):
+    return x.index_select(0, index.clamp(min=0)).mul_((index >= 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
+
+
+def move_rows(x, index, inverse):
+    """x (N, ...) -> x[index], 0 where index is -1. An index names a row once at most, and `inverse` leads back, so the
+    gradient is the same gather the other way (torch's own would add the rows up one by one)."""
+    return _MoveRows.apply(x, index, inverse)
+
+
+def move_rows_reference(x, index):
+    return torch.where((index >= 0).view(-1, *[1] * (x.ndim - 1)), x[index.clamp(min=0)], 0.0)
