@@ -41,7 +41,7 @@ from data.math_qa import (
 from data.tokenizer import check_tokenizer, decode, load_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
-from stage import add_system_args, check_numbers, parent_of
+from stage import WORLD, add_system_args, check_numbers, parent_of, world_if_absent
 
 HERE = Path(__file__).parent
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("Input and output").add_argument
     add("--ckpt", required=True, metavar="CKPT", help="what is scored")
     folder = "world or prepared folder; real sets come from it or $REAL_DATA"
-    add("--data", default="data/world", metavar="DIR", help=folder)
+    add("--data", default=WORLD, metavar="DIR", help=folder)
     out = "default: beside the checkpoint; readable completions go to FILE.samples.jsonl"
     add("--out", metavar="FILE.json", help=out)
     tasks = f"{' '.join(TASKS)}, benchmarks {' '.join((*WORLD_TASKS, *REAL_TASKS))}; default: all in --data"
@@ -246,6 +246,8 @@ def main():
     ckpt = load_checkpoint(args.ckpt)
     device = setup(args)
     folder = Path(args.data)
+    if not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
+        world_if_absent(args.data)
     enc = load_tokenizer(folder if (folder / "meta.json").exists() else ckpt["tokenizer"]["name"])
     real = args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
     if real and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from common import Device, UserError, load_checkpoint
+from data import world
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
 
+WORLD = "data/world"  # the default of --data
 COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
 limit n_shot warmup_steps threads""".split()
@@ -43,8 +45,8 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     """Flags that mean the same in every training stage; `steps` and `lr` are the stage's laptop defaults."""
     decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
     add = p.add_argument_group("Input and output").add_argument
-    add("--data", default="data/world", metavar="DIR", help="a folder made by data.world or data.tokens")
-    add("--out", metavar="DIR", help="run folder: checkpoints, config.json, metrics.jsonl; rollouts in samples.jsonl")
+    add("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.tokens")
+    add("--out", metavar="DIR", help="run folder for checkpoints, settings and logs; default: runs/STAGE")
     if not pretrain:
         add("--init", metavar="CKPT", help="start a new run from these weights")
         add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
@@ -90,11 +92,20 @@ def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argp
         if ckpt["step"] >= args.steps:
             print(f"{args.resume} is the end of its run ({args.steps} steps): nothing to do")
             sys.exit(0)
-    for name in ("out", "init"):
-        if getattr(args, name, "") is None and not (ckpt and name == "init"):
-            raise UserError(f"--{name} is missing: give it, or --resume CKPT to go on with a run")
+    if getattr(args, "init", "") is None and not ckpt and not getattr(args, "average", None):
+        raise UserError("--init is missing: give a checkpoint to start from, or --resume CKPT to go on with a run")
+    if args.out is None and not getattr(args, "average", None):
+        args.out = f"runs/{Path(p.prog).stem.removeprefix('train_')}"
     check_numbers(args)
+    world_if_absent(args.data)
     return args, ckpt
+
+
+def world_if_absent(folder: str) -> None:
+    """Make the default data folder where there is none, so that the first command in a fresh clone works."""
+    if folder == WORLD and not Path(folder, "meta.json").exists():
+        print(f"{folder} is not there yet: making the synthetic world (about 20 s); this is what it holds", flush=True)
+        world.make(Path(folder))
 
 
 def check_numbers(args) -> None:

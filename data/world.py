@@ -427,6 +427,15 @@ def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: 
         print(f"    {item['context']} ... {ending}")
 
 
+def make(out: Path, seed: int = 0, n_tokens: int = 12_000_000) -> None:
+    """Write the world to the folder `out` and print what it holds."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report(*build(out, seed, n_tokens), seed)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write ({error.strerror}); give a folder that can be written") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -437,12 +446,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.tokens < 10_000:
         raise UserError(f"--tokens {args.tokens}: a world needs at least 10000 tokens to hold every kind of document")
-    out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        report(*build(out, args.seed, args.tokens), args.seed)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot write ({error.strerror}); give a folder that can be written") from None
+    make(Path(args.out), args.seed, args.tokens)
 
 
 if __name__ == "__main__":
