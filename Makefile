@@ -1,15 +1,17 @@
-# Two commands: `make study` sets up and runs the laptop study, `make test` sets up and runs the tests.
+# `make study` runs the laptop study, `make test` the tests, `make shell` opens a shell for commands by hand; each makes
+# the environment first if it is not there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= runs/laptop
 
 $(VENV)/.ready: requirements.txt
+	@echo "setting up $(VENV), once: pip downloads PyTorch (0.2 GB, with CUDA several GB) and a few small packages"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.PHONY: study smoke test lint
+.PHONY: study smoke test lint shell
 study: $(VENV)/.ready
 	$(BIN)/python -m study --preset laptop --out $(OUT)
 
@@ -23,3 +25,7 @@ lint: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff==0.17.6
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+shell: $(VENV)/.ready
+	@echo "python is now that of $(VENV); leave with exit"
+	@. $(BIN)/activate && exec "$${SHELL:-sh}" -i

@@ -253,3 +253,7 @@ def load_checkpoint(path) -> dict:
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # left by torch.compile and DDP in files of forks
         ckpt["model"] = {k.removeprefix(prefix): v for k, v in ckpt["model"].items()}
     return ckpt
+
+
+if __name__ == "__main__":
+    print("Plumbing that the stages share; run one of them: python train_rl.py --help")

@@ -325,3 +325,12 @@ def check_context(prompts: list[list[int]], new_tokens: int, block_size: int) ->
     if longest + new_tokens > block_size:
         what = f"prompt of {longest} tokens + {new_tokens} new tokens exceeds the model's context of {block_size}"
         raise UserError(f"{what}; lower --max-new-tokens, drop long questions, or pre-train with a longer --block-size")
+
+
+if __name__ == "__main__":
+    print("The model; train_pretrain.py --preset NAME trains one. Shapes (layers x width, heads, parameters):")
+    for preset, config in PRESETS.items():
+        with torch.device("meta"):
+            size = GPT(config).n_params()
+        shape = f"{config.n_layer} x {config.n_embd}, {config.n_head} heads"
+        print(f"  {preset:<10} {shape:<22} {size / 1e6:9,.1f}M")

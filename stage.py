@@ -165,3 +165,7 @@ def note_changes(ckpt: dict, identity: dict) -> None:
     before = ckpt["data"].get("identity") or {}
     if any(identity.get(key) != known for key, known in before.items()):
         print("note: the data is not what this run began with; its batches may be others from here on")
+
+
+if __name__ == "__main__":
+    print("Flags and run folders of the stages; run one of them: python train_rl.py --help")

@@ -189,3 +189,7 @@ def write_json(path: str | os.PathLike, value: Any, **layout) -> None:
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
     write_text(path, "".join(to_json(row, path) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    print("The reader and writer of small files; the data itself is made by: python -m data.world --out data/world")

@@ -326,3 +326,7 @@ def benchmarks(seed: int, facts: Facts) -> dict[str, list[dict]]:
             choices[0], choices[gold] = choices[gold], choices[0]
             row["gold"] = gold
     return items
+
+
+if __name__ == "__main__":
+    print("The general text of the world, which is made by: python -m data.world --out data/world")

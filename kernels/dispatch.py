@@ -65,8 +65,11 @@ def describe(impl: str, device: torch.device | str) -> str:
     """One line for a stage script's header: what `impl` means on `device`, and why. Raises as "triton" does."""
     probe = torch.empty(0, device=device)
     chosen = choose_impl(impl, probe)
-    reason = "asked for" if impl == chosen else (why_not_triton(probe) or "a GPU that Triton compiles for")
-    return f"{chosen} ({reason})"
+    if impl == chosen:
+        return f"{chosen} (asked for)"
+    if probe.device.type == "cpu":
+        return f"{chosen} ({'on the CPU' if torch.cuda.is_available() else 'no GPU'})"
+    return f"{chosen} ({why_not_triton(probe) or 'a GPU that Triton compiles for'})"
 
 
 def to_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

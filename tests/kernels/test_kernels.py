@@ -551,7 +551,13 @@ def test_triton_on_a_cpu_tensor_names_the_reason():
     ):
         with pytest.raises(RuntimeError, match="got a cpu tensor, Triton needs a GPU"):
             call()
-    assert dispatch.describe("auto", "cpu").startswith("torch (got a cpu tensor")
+
+
+def test_the_header_says_which_kernels_and_why(monkeypatch):
+    for found, why in ((False, "no GPU"), (True, "on the CPU")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert dispatch.describe("auto", "cpu") == f"torch ({why})"
+    assert dispatch.describe("torch", "cpu") == "torch (asked for)"
 
 
 @pytest.mark.skipif(dispatch.interpreted() or dispatch.triton is None, reason="needs compiled Triton")
