@@ -1,15 +1,18 @@
-"""Run plumbing shared by every stage: errors, device, dtype, seeds, optimizer, schedule, logs, checkpoint files. No
-method lives here; the flags are in stage.py."""
+"""Plumbing shared by every stage: errors, device, dtype, seeds, optimizer, schedule, what made a run, checkpoint files.
+No method lives here; the flags and the run folder are in stage.py."""
 
+import ast
 import ctypes
 import errno
-import json
+import hashlib
+import importlib.metadata
 import math
 import os
 import platform
+import subprocess
 import sys
-import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 try:
@@ -23,6 +26,7 @@ from data.files import UserError
 from kernels.dispatch import describe, matmul_dtype
 
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
+HERE = Path(__file__).resolve().parent
 CHECKPOINT_KEYS = """format stage step tokens model model_config tokenizer optimizer rng data config parent metrics
 versions""".split()
 
@@ -139,7 +143,7 @@ def check_finite(value: float, step: int, out, what: str = "loss") -> None:
         raise UserError(f"{what} is {value} at step {step}: {kept}; lower --lr or look at the data")
 
 
-# ------------------------------------------------------------------------------------------------ run folder and logs
+# ------------------------------------------------------------------------------------------------------ what made a run
 def peak_memory() -> float:
     """GB (1e9 bytes) that this process has held at most so far: on the GPU if it uses one, else resident."""
     if torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
@@ -148,66 +152,71 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3) if resource else 0.0
 
 
-class Run:
-    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl` (rollouts), checkpoints; and the console line.
-    `start`: a stage.Start."""
+def source_files(script) -> list[Path]:
+    """The files of this project that `script` runs: itself and what it imports, directly or through others. Found in
+    the text of the import statements (`ast`), so nothing is executed and a fork's own files count."""
+    script = Path(script).resolve()
+    roots, found, queue = [script.parent, HERE], set(), [script]
+    while queue:
+        path = queue.pop()
+        if path in found:
+            continue
+        found.add(path)
+        package = next((path.parent.relative_to(root).parts for root in roots if path.is_relative_to(root)), ())
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name.split(".") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):  # a name may be a module of a package
+                start = [*(package[: len(package) + 1 - node.level] if node.level else ())]
+                start += node.module.split(".") if node.module else []
+                names = [[*start, alias.name] for alias in node.names]
+            for parts in names:
+                for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1)):
+                    tried = [root / file for root in roots for file in (f"{stem}.py", stem / "__init__.py")]
+                    queue += [file for file in tried if file.is_file()][:1]
+    return sorted(found)
 
-    def __init__(self, args, stage: str, start):
-        self.args, self.stage, self.out = args, stage, Path(args.out)
-        self.start, self.began, self.before = start, time.time(), 0.0  # before: seconds of the run before --resume
-        writable_dir(self.out)
-        found = sorted(p for p in self.out.glob("ckpt_*.pt") if p.stem[5:].isdecimal())
-        later = [p.name for p in found if int(p.stem[5:]) > start.step]
-        if later and args.resume:
-            raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
-        if found and not args.resume:
-            raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
-        (self.out / "config.json").write_text(json.dumps(vars(args), indent=1) + "\n")
-        for name in ("metrics.jsonl", "samples.jsonl"):  # rows past the step we resume from will be written again
-            path = self.out / name
-            if not path.exists():
-                continue
-            rows = path.read_text().splitlines() if args.resume else []
-            kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start.step]
-            path.write_text("".join(r + "\n" for r in kept))
-            if kept and name == "metrics.jsonl":
-                self.before = json.loads(kept[-1])["perf/elapsed_s"]
 
-    def log(self, step: int, shown: dict, metrics: dict) -> None:
-        """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
-        `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}. None: not measured."""
-        elapsed = time.time() - self.began
-        left = elapsed / max(1, step - self.start.step) * (self.args.steps - step)
-        values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
-        line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
-        print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
-        with open(self.out / "metrics.jsonl", "a") as f:
-            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
-            row["perf/elapsed_s"] = round(self.before + elapsed, 2)
-            f.write(json.dumps(row) + "\n")
+def source_hash(script) -> str:
+    """Of the code that decides the numbers of `script` (source_files): 10 hex digits, the same on every system."""
+    digest = hashlib.sha256()
+    for path in source_files(script):
+        digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:10]
 
-    def sample(self, step: int, row: dict) -> None:
-        with open(self.out / "samples.jsonl", "a") as f:
-            f.write(json.dumps({"step": step, **row}) + "\n")
 
-    def due(self, step: int) -> bool:
-        """Is a checkpoint due after `step` steps? The last one always is."""
-        a = self.args
-        return step == a.steps or step in a.save_at or (a.save_every > 0 and step % a.save_every == 0)
+def git_commit() -> tuple[str | None, bool | None]:
+    """(commit of the code, whether tracked files differ from it); (None, None) where git cannot say."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    name = found.stdout.strip()
+    return (name.removesuffix("-dirty"), name.endswith("-dirty")) if name and not found.returncode else (None, None)
 
-    def save(self, step: int, model, optimizer: dict, metrics: dict) -> None:
-        """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several."""
-        path, start = self.out / f"ckpt_{step:06d}.pt", self.start
-        save_checkpoint(path, dict(
-            format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
-            model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
-            model_config=dict(vars(model.config)), tokenizer=start.tokenizer, optimizer=optimizer,
-            rng={"torch": torch.get_rng_state()},  # for forks: here every draw is a function of (seed, step)
-            data={"position": step, "identity": start.identity},
-            config={**vars(self.args), "threads": torch.get_num_threads()}, parent=start.parent, metrics=metrics,
-            versions={"torch": str(torch.__version__), "python": platform.python_version()},
-        ))  # fmt: skip
-        print(f"saved {path}", flush=True)
+
+def versions() -> dict:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "tiktoken", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def provenance(script, device: "Device") -> dict:
+    """What makes the numbers of this process: code, versions, machine, time. `script`: the stage's __file__."""
+    commit, dirty = git_commit()
+    on_gpu = device.device.type == "cuda"
+    return {
+        "commit": commit, "dirty": dirty, "source": source_hash(script), "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "device_used": str(device.device),
+        "gpu": torch.cuda.get_device_name(device.device) if on_gpu else None, "dtype_used": str(device.dtype),
+        "threads_used": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def writable_dir(path: Path) -> None:

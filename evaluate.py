@@ -12,19 +12,16 @@ skill.
 """
 
 import argparse
-import hashlib
-import json
 import math
-import os
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
 
-from common import UserError, load_checkpoint, run, setup, writable_dir
+from common import UserError, load_checkpoint, provenance, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
+from data.files import write_json, write_jsonl
 from data.math_qa import (
     TASKS,
     StopStrings,
@@ -43,7 +40,6 @@ from data.tokens import document_starts, general_text
 from model import load_model
 from stage import WORLD, add_system_args, check_numbers, parent_of, world_if_absent
 
-HERE = Path(__file__).parent
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
 
@@ -208,6 +204,8 @@ def percent(value: float, stderr: float) -> str:
 
 
 def print_table(results: dict, args) -> None:
+    if moved := results.get("movement"):
+        print("movement | " + " | ".join(f"{k} {v:.4f}" for k, v in moved.items() if k != "reference"))
     head = "".join(f"{f'pass@{k}':>16}" for k in args.k)
     print(f"\n{'task':<10}{'scoring':<10}{head}{'format':>9}")
     for task, r in results["questions"].items():
@@ -245,6 +243,8 @@ def main():
     writable_dir(path.absolute().parent)
     ckpt = load_checkpoint(args.ckpt)
     device = setup(args)
+    made = provenance(__file__, device)
+    used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used")}
     folder = Path(args.data)
     if not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
         world_if_absent(args.data)
@@ -292,37 +292,19 @@ def main():
     if args.reference:
         moved = movement(model, reference, text, enc.eot_token, device)
         results["movement"] = {"reference": parent_of(args.reference, other), **moved}
-        print("movement | " + " | ".join(f"{name} {value:.4f}" for name, value in moved.items()))
-    print_table(results, args)
-    if samples:
-        print("\nsample | {prompt}\n       |{completion}\n       | gold {gold}".format(**samples[0]))
-    used = {"dtype_used": str(device.dtype), "device_used": str(device.device)}
     report = {
         "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
-        "settings": {**vars(args), **used, "threads_used": torch.get_num_threads()},
-        "commit": git_commit(),
-        "source": source_hash(),
+        "settings": {**vars(args), **used},
+        **made,
         "seconds": round(time.time() - began, 1),
         **results,
     }
-    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
-    temporary.write_text(json.dumps(report, separators=(",", ":")) + "\n")
-    os.replace(temporary, path)
-    path.with_suffix(".samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    write_jsonl(path.with_suffix(".samples.jsonl"), samples)
+    write_json(path, report, separators=(",", ":"))  # before anything is shown: printing must not lose it
+    print_table(results, args)
+    if samples:
+        print("\nsample | {prompt}\n       |{completion}\n       | gold {gold}".format(**samples[0]))
     print(f"\nwrote {path}")
-
-
-def git_commit() -> str | None:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return found.stdout.strip() or None
-
-
-def source_hash() -> str:
-    """Of the code that decides a run's numbers: stages, model, data, kernels."""
-    digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("data/*.py"), *HERE.glob("kernels/*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:10]
 
 
 if __name__ == "__main__":

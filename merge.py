@@ -27,12 +27,13 @@ import torch
 
 from common import (
     FORMAT,
-    Run,
+    Device,
     UserError,
     check_finite,
     load_checkpoint,
     lr_at,
     make_optimizer,
+    provenance,
     run,
     save_checkpoint,
     set_lr,
@@ -42,7 +43,7 @@ from common import (
 )
 from data.math_qa import draw, format_prompt, template_for
 from model import check_context
-from stage import add_system_args, add_training_args, load_start, parent_of, parse, weights_hash
+from stage import Run, add_system_args, add_training_args, load_start, parent_of, parse, weights_hash
 from train_rl import (
     add_rl_args,
     check_rl_args,
@@ -147,12 +148,13 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
         if tensor.is_floating_point():  # weight 0: not read, so (1, 0) is exact
             parts = [w * c["model"][name].float() for w, c in zip(weights, ckpts, strict=True) if w]
             model[name] = sum(parts[1:], start=parts[0])
+    made = provenance(__file__, Device(torch.device("cpu"), torch.float32))
     parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
     return dict(
         format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
         model_config=first["model_config"], tokenizer=first["tokenizer"], optimizer=None, rng={}, data={},
-        config={"average": list(paths), "weights": list(weights)}, parent={**first["parent"], "merged": parents},
-        metrics={}, versions=first["versions"],
+        config={"average": list(paths), "weights": list(weights), **made}, metrics={}, versions=made["versions"],
+        parent={**first["parent"], "merged": parents},
     )  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def main():
         ref = copy.deepcopy(rl_side).requires_grad_(False)
         if ckpt:
             ref.load_state_dict(reference_weights(args, start))
-    out = Run(args, "merge", start)
+    out = Run(args, __file__, device, start)
     how = f"weights {args.weights} every {args.sync_every} steps" if args.combine == "average" else args.combine
     print(
         f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size} completions and SFT "

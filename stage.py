@@ -1,16 +1,20 @@
-"""How a stage begins: the flags that mean the same everywhere, and the checkpoint, model and data that they name."""
+"""What every stage does around its loop: the flags that mean the same everywhere, the checkpoint, model and data that
+they name, and the run folder."""
 
 import argparse
 import hashlib
+import json
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from common import Device, UserError, load_checkpoint
+from common import FORMAT, Device, load_checkpoint, peak_memory, provenance, save_checkpoint, writable_dir
 from data import world
+from data.files import UserError, write_json
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
@@ -30,6 +34,7 @@ class Start:
     tokenizer: dict  # its identity
     parent: dict | None
     identity: dict  # of the training data
+    before: dict  # on --resume, the run's settings so far and what made it; else empty
 
 
 def add_system_args(p: argparse.ArgumentParser) -> None:
@@ -152,19 +157,100 @@ def load_start(args, ckpt: dict | None, device: Device):
     rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
     identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
     if ckpt:
-        note_changes(ckpt, identity)
+        note_data(ckpt, identity)
     step, parent = (ckpt["step"], ckpt["parent"]) if ckpt else (0, parent_of(path, source))
-    return model, enc, questions, Start(step, source["tokens"], source["tokenizer"], parent, identity)
+    before = ckpt["config"] if ckpt else {}
+    return model, enc, questions, Start(step, source["tokens"], source["tokenizer"], parent, identity, before)
 
 
-def note_changes(ckpt: dict, identity: dict) -> None:
-    """On resume, say what differs from the run so far and may change its numbers."""
-    now, then = torch.get_num_threads(), ckpt["config"].get("threads")
-    if now != then:
-        print(f"note: {now} threads, the run had {then}: results agree to rounding, not bit for bit")
+def note_data(ckpt: dict, identity: dict) -> None:
+    """On resume, say so if the training data is not that of the run so far."""
     before = ckpt["data"].get("identity") or {}
     if any(identity.get(key) != known for key, known in before.items()):
         print("note: the data is not what this run began with; its batches may be others from here on")
+
+
+def note_changes(then: dict, now: dict) -> None:
+    """On resume, say which code, machine and arithmetic (common.provenance) differ from those of the run so far."""
+    what = {"source": "source hash", "device_used": "device", "gpu": "GPU", "dtype_used": "dtype"}
+    for key, name in what.items():
+        if key in then and then[key] != now[key]:
+            print(f"note: {name} is {now[key]}, the run had {then[key]}: its numbers may be others from here on")
+    if then and (threads := then.get("threads")) != now["threads_used"]:
+        print(f"note: {now['threads_used']} threads, the run had {threads}: results agree to rounding, not bit for bit")
+
+
+def earlier(start: Start, made: dict) -> list[dict]:
+    """What made a resumed run before, one entry for each call of its script, with the step at which it ended."""
+    if not start.before:
+        return []
+    last = {key: start.before.get(key) for key in made}
+    return [*start.before.get("earlier", []), {"until_step": start.step, **last}]
+
+
+# ------------------------------------------------------------------------------------------------------- the run folder
+class Run:
+    """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl` (rollouts), checkpoints; and the console line.
+    `script`: the stage's __file__, whose name its checkpoints bear and a fork keeps its own."""
+
+    def __init__(self, args, script: str, device: Device, start: Start):
+        self.args, self.stage, self.out = args, Path(script).stem, Path(args.out)
+        self.start, self.began, self.before = start, time.time(), 0.0  # before: seconds of the run before --resume
+        writable_dir(self.out)
+        found = sorted(p for p in self.out.glob("ckpt_*.pt") if p.stem[5:].isdecimal())
+        later = [p.name for p in found if int(p.stem[5:]) > start.step]
+        if later and args.resume:
+            raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
+        if found and not args.resume:
+            raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
+        made = provenance(script, device)
+        note_changes(start.before, made)
+        self.config = {**vars(args), "threads": made["threads_used"], **made, "earlier": earlier(start, made)}
+        write_json(self.out / "config.json", self.config)
+        for name in ("metrics.jsonl", "samples.jsonl"):  # rows past the step we resume from will be written again
+            path = self.out / name
+            if not path.exists():
+                continue
+            rows = path.read_text().splitlines() if args.resume else []
+            kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start.step]
+            path.write_text("".join(r + "\n" for r in kept))
+            if kept and name == "metrics.jsonl":
+                self.before = json.loads(kept[-1])["perf/elapsed_s"]
+
+    def log(self, step: int, shown: dict, metrics: dict) -> None:
+        """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
+        `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}. None: not measured."""
+        elapsed = time.time() - self.began
+        left = elapsed / max(1, step - self.start.step) * (self.args.steps - step)
+        values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
+        line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
+        print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
+        with open(self.out / "metrics.jsonl", "a") as f:
+            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
+            row["perf/elapsed_s"] = round(self.before + elapsed, 2)
+            f.write(json.dumps(row) + "\n")
+
+    def sample(self, step: int, row: dict) -> None:
+        with open(self.out / "samples.jsonl", "a") as f:
+            f.write(json.dumps({"step": step, **row}) + "\n")
+
+    def due(self, step: int) -> bool:
+        """Is a checkpoint due after `step` steps? The last one always is."""
+        a = self.args
+        return step == a.steps or step in a.save_at or (a.save_every > 0 and step % a.save_every == 0)
+
+    def save(self, step: int, model, optimizer: dict, metrics: dict) -> None:
+        """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several."""
+        path, start = self.out / f"ckpt_{step:06d}.pt", self.start
+        save_checkpoint(path, dict(
+            format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
+            model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
+            model_config=dict(vars(model.config)), tokenizer=start.tokenizer, optimizer=optimizer,
+            rng={"torch": torch.get_rng_state()},  # for forks: here every draw is a function of (seed, step)
+            data={"position": step, "identity": start.identity},
+            config=self.config, parent=start.parent, metrics=metrics, versions=self.config["versions"],
+        ))  # fmt: skip
+        print(f"saved {path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import time
 
 import torch
 
-from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
-from stage import Start, add_system_args, add_training_args, note_changes, parse
+from stage import Run, Start, add_system_args, add_training_args, note_data, parse
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,16 +100,16 @@ def main():
     if ckpt:
         check_tokenizer(enc, ckpt["tokenizer"], args.resume)
         model = load_model(ckpt, args.resume, device.device, args.kernels)
-        start = Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity)
-        note_changes(ckpt, identity)
+        start = Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity, ckpt["config"])
+        note_data(ckpt, identity)
     else:
         model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
         model.impl = args.kernels
-        start = Start(0, 0, tokenizer_id(enc), None, identity)
+        start = Start(0, 0, tokenizer_id(enc), None, identity, {})
     optimizer = make_optimizer(model, args)
     if ckpt:
         optimizer.load_state_dict(ckpt["optimizer"])
-    out = Run(args, "train_pretrain", start)
+    out = Run(args, __file__, device, start)
     step_tokens = rows * args.block_size
     print(
         f"{model.n_params() / 1e6:.2f}M parameters | {step_tokens:,} tokens a step | {args.steps} steps, "

@@ -30,7 +30,6 @@ from pathlib import Path
 import torch
 
 from common import (
-    Run,
     UserError,
     check_finite,
     load_checkpoint,
@@ -44,7 +43,7 @@ from common import (
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
 from model import check_context
-from stage import add_system_args, add_training_args, load_start, parse, weights_hash
+from stage import Run, add_system_args, add_training_args, load_start, parse, weights_hash
 
 PRESETS = {
     "laptop": {},
@@ -367,7 +366,7 @@ def main():
         ref = copy.deepcopy(model).requires_grad_(False)
         if ckpt:
             ref.load_state_dict(reference_weights(args, start))
-    out = Run(args, "train_rl", start)
+    out = Run(args, __file__, device, start)
     print(
         f"{len(questions)} {args.task} questions | {args.prompts_per_step} prompts x {args.group_size} = "
         f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each | "

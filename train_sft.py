@@ -20,10 +20,10 @@ import time
 
 import torch
 
-from common import Run, UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.math_qa import draw, format_prompt, format_target, template_for
 from model import check_context
-from stage import add_system_args, add_training_args, load_start, parse
+from stage import Run, add_system_args, add_training_args, load_start, parse
 
 PRESETS = {
     "laptop": {},
@@ -105,7 +105,7 @@ def main():
     optimizer = make_optimizer(model, args)
     if ckpt:
         optimizer.load_state_dict(ckpt["optimizer"])
-    out = Run(args, "train_sft", start)
+    out = Run(args, __file__, device, start)
     epochs = f"{args.steps} steps of {args.batch_size}: {args.steps * args.batch_size / len(examples):.1f} epochs"
     print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {epochs}")
 

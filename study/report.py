@@ -89,8 +89,10 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
     """What stands above the claims, and the list of what was not run, which goes to the end."""
     m, evals = lab.manifest, [r for r in lab.evals if r["result"]]
     commits = sorted({str(r["result"].get("commit")) for r in evals})
-    sources = {r["result"].get("source") for r in evals} | {r.get("source") for r in m["runs"] if r["finished"]}
-    sources = sorted(map(str, sources - {None}))
+    made_by = [("evaluate.py", r["result"].get("source")) for r in evals]
+    made_by += [(r["command"].split()[1], r.get("source")) for r in m["runs"] if r["finished"]]
+    made_by = sorted({(script, source) for script, source in made_by if source})  # each script has a hash of its own
+    sources, mixed = sorted({source for _, source in made_by}), len(made_by) > len(dict(made_by))
     hours, done = sum(r["seconds"] or 0 for r in m["runs"]) / 3600, sum(r["finished"] for r in m["runs"])
     seeds = [f"{at(t)}: {len(lab.by_seed('rl', t))}" for t in lab.planned["rl"]]
     missing = [r["name"] for r in m["runs"] if not r["finished"]]
@@ -100,7 +102,7 @@ def provenance(lab: Lab) -> tuple[list[tuple], list[tuple]]:
         f"finished, {hours:.1f} core hours, one thread a run, {m['jobs']} side by side.",
         f"Commits {', '.join(commits) or '–'}; source hashes {', '.join(sources) or '–'}."
         + " **Mixed sources: the runs are not all of one code** (a README.md beside this report says more)."
-        * (len(sources) > 1),
+        * mixed,
         f"Seeds of direct RL by checkpoint, without C8's: {', '.join(seeds) or 'none'}. One pre-training unless said: "
         "intervals are conditional on it. With one seed a row is an *estimate*, never a verdict.",
         f"Rules: [docs/analysis_plan.md]({plan}), dated; what was changed after first results were in "

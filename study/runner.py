@@ -12,8 +12,8 @@ import time
 from functools import cached_property
 from pathlib import Path
 
+from common import git_commit, source_hash
 from data.math_qa import load_questions
-from evaluate import git_commit, source_hash
 from study.plan import Plan, Task, words
 from study.read import copying, read_json, read_jsonl
 
@@ -142,7 +142,7 @@ class Study(Plan):
                     out = self.path(task).relative_to(self.dir).as_posix()
                     seconds = self.done.get(out, {}).get("seconds") or 0.0
                     seconds = round(seconds + time.time() - at, 1)
-                    self.done[out] = {"seconds": seconds, "commit": git_commit(), "source": source_hash()}
+                    self.done[out] = {"seconds": seconds, "commit": git_commit()[0], "source": self.source(task)}
                     done_cost += task.cost
                     under_way = sum(min(u.cost, time.time() - start) for u, start in running.values())
                     left = (time.time() - began) / (done_cost + under_way) * (total - done_cost - under_way) / 60
@@ -153,6 +153,9 @@ class Study(Plan):
             for process in running:
                 process.terminate()
         return failed + [f"{t.name} (a checkpoint that it needs was not written)" for t in todo]
+
+    def source(self, task: Task) -> str:
+        return source_hash(HERE / task.script)
 
     def log_file(self, task: Task) -> Path:
         out = self.path(task)
@@ -181,7 +184,7 @@ class Study(Plan):
             row["finished"] = self.finished(task)
             rows.append({**row, "command": " ".join(self.command(task, fresh=True))})
         manifest = dict(
-            preset=self.args.preset, seed=self.args.seed, commit=git_commit(), source=source_hash(), machine=machine(),
+            preset=self.args.preset, seed=self.args.seed, commit=git_commit()[0], machine=machine(),
             trials=self.p["trials"], primary=[s * self.p["pretrain"]["batch_tokens"] for s in self.primary],
             threads=1, jobs=self.args.jobs, seconds=round(self.elapsed + time.time() - self.began, 1),
             setup=[self.make_world()], copying=self.copying, data=json.loads((self.data / "meta.json").read_text()),

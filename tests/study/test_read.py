@@ -78,7 +78,7 @@ def lab(world, tmp_path_factory):
         patch.setattr(plan, "BENCHMARKS", ["lastword", "facts"])
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(runner.time, "sleep", lambda seconds: None)
-        patch.setattr(runner, "git_commit", lambda: "abc")
+        patch.setattr(runner, "git_commit", lambda: ("abc", False))
         made = Here(Namespace(preset="mini", out=str(folder), seed=1, jobs=1, minutes=0))
         made.data, made.data_hash = world, "d"
         for name in ("logs", "evals"):

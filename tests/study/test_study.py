@@ -203,7 +203,7 @@ class Made(Study):
 
 def run_made(tmp_path, monkeypatch, preset, bad="none", minutes=0):
     monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(runner, "git_commit", lambda: "abc")
+    monkeypatch.setattr(runner, "git_commit", lambda: ("abc", False))
     monkeypatch.setattr(Study, "write_manifest", lambda self: None)
     made = Made(Namespace(preset=preset, out=str(tmp_path), seed=1, jobs=2, minutes=minutes))
     made.data_hash, made.bad, made.begun = "d", bad, []
