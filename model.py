@@ -9,6 +9,7 @@ Reading and sampling are the same code as training: a block asks `attend(layer, 
 caller decides whether that is plain causal attention, one that keeps the keys, or one that reads a cache.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -141,64 +142,64 @@ class Block(nn.Module):
 
 
 class Packed:
-    """Rows prompt + completion as one row of N tokens without pads, for training: all but attention works on tokens,
-    and attention unfolds them into slots. A completion's last token is left out, since nothing is predicted from it.
+    """Prompts and their completions as one row of N tokens, each prompt once and without pads, for training. All layers
+    but attention work on the tokens; attention moves them to slots, and its output back:
 
-    share: where the same prompt has two or more neighbouring completions on average, it is read once and they attend to
-    [its keys | their own]. Slots are then P prompts of Tp, and P * G completions of T, G the largest group; else B
-    whole rows of T, for the attention kernel. Pads stand at the right, where causality hides them.
+        tokens (N,)    p p p a a b b b q q c d d     prompt p with completions a and b, prompt q with c and d
+
+        slots          prompts (P, Tp)    completions (P * G, T)     keys that a completion's token sees
+                         p p p              a a .                      p p p | a up to itself
+                         q q .              b b b                      p p p | b up to itself
+                                            c . .                      q q . | c up to itself
+                                            d d .                      q q . | d up to itself
+
+    Pads (.) stand at the right, where causality hides them. A completion's last token is left out: nothing is predicted
+    from it. Without `share`, or with fewer than two neighbouring completions of a prompt on average, each completion
+    has its own copy of the prompt, and the slots are plain causal rows (B, T) of prompt + completion.
     """
 
-    def __init__(self, prompts, completions, device, share: bool):
-        B = len(prompts)
-        heads = [i for i in range(B) if i == 0 or prompts[i] != prompts[i - 1]]  # where a new prompt begins
-        self.shared = share and 2 * len(heads) <= B
-        heads = heads if self.shared else list(range(B))
-        self.longest = max(len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True))
-        tokens, positions, scoring, own, read = [], [], [], [], []
-        for head, end in zip(heads, [*heads[1:], B], strict=True):
-            prompt = prompts[head]
-            read.append((len(tokens), len(prompt)))
+    def __init__(self, prompts: list[list[int]], completions: list[list[int]], device, share: bool):
+        pairs = list(zip(prompts, completions, strict=True))
+        groups = [(p, [c for _, c in group]) for p, group in itertools.groupby(pairs, key=lambda pair: pair[0])]
+        self.shared = share and 2 * len(groups) <= len(pairs)
+        groups = groups if self.shared else [(p, [c]) for p, c in pairs]
+        self.longest = max(len(p) + len(c) - 1 for p, c in pairs)
+        tokens, positions, scoring = [], [], []  # scoring: the states that predict the completions' tokens
+        prompt_spans, own_spans = [], []  # (first token, number of tokens) of each prompt; of its completions
+        for prompt, group in groups:
+            prompt_spans.append((len(tokens), len(prompt)))
+            own_spans.append([])
             tokens += prompt
             positions += range(len(prompt))
-            last = len(tokens) - 1  # a prompt's last state scores the first token
-            own.append([])
-            for c in completions[head:end]:
-                own[-1].append((len(tokens), len(c[:-1])))
-                scoring += [last, *range(len(tokens), len(tokens) + len(c) - 1)][: len(c)]
-                positions += range(len(prompt), len(prompt) + len(c) - 1)
+            last = len(tokens) - 1
+            for c in group:
+                start, n = len(tokens), len(c[:-1])
+                own_spans[-1].append((start, n))
+                scoring += [last, *range(start, start + n)][: len(c)]
                 tokens += c[:-1]
-        tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
-        self.idx, self.positions, self.scoring = tensor(tokens), tensor(positions), tensor(scoring)
-
-        def slots(spans):  # (start, length) of each row -> (rows, longest): which token, -1 at pads
-            start, length = tensor(spans).unbind(1)
-            t = torch.arange(max(1, int(length.max())), device=device)
-            return torch.where(t < length[:, None], start[:, None] + t, -1)
-
+                positions += range(len(prompt), len(prompt) + n)
+        self.idx, self.positions, self.scoring = (
+            torch.tensor(x, dtype=torch.long, device=device) for x in (tokens, positions, scoring)
+        )
         if self.shared:
-            G = max(map(len, own))
-            read, own = slots(read), slots([s for group in own for s in group + [(0, 0)] * (G - len(group))])
-            self.shapes = read.shape, own.shape
-            seen, causal = read >= 0, torch.ones(2 * own.shape[1:], dtype=torch.bool, device=device).tril()
-            seen = seen.repeat_interleave(G, 0)[:, None].expand(-1, len(causal), -1)
-            self.visible = torch.cat((seen, causal.expand(len(own), -1, -1)), 2)[:, None]  # (P * G, 1, T, Tp + T)
-            self.slots = torch.cat((read.flatten(), own.flatten()))
+            G = max(map(len, own_spans))
+            slots = [
+                span_slots(prompt_spans, device),
+                span_slots([s for own in own_spans for s in own + [(0, 0)] * (G - len(own))], device),
+            ]
+            self.visible = visible_to_completions(*slots)
         else:
-            rows = slots([(start, n + group[0][1]) for (start, n), group in zip(read, own, strict=True)])
-            self.shapes, self.slots = (rows.shape,), rows.flatten()
-        real = (self.slots >= 0).nonzero().squeeze(1)
-        self.slot_of = torch.empty_like(self.idx).index_copy_(0, self.slots[real], real)
+            rows = [(start, n + own) for (start, n), [(_, own)] in zip(prompt_spans, own_spans, strict=True)]
+            slots = [span_slots(rows, device)]
+        self.shapes = [x.shape for x in slots]
+        self.token_of = torch.cat([x.flatten() for x in slots])  # of each slot, -1 at pads
+        real = (self.token_of >= 0).nonzero().squeeze(1)
+        self.slot_of = torch.empty_like(self.idx).index_copy_(0, self.token_of[real], real)  # of each token
 
     def attention(self, q, k, v, impl: str):
         """Causal attention within each prompt + completion: q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
-        q, k, v = (move_rows(x[0].transpose(0, 1), self.slots, self.slot_of) for x in to_autocast(q, k, v))
-        sizes = [rows * width for rows, width in self.shapes]
-        q, k, v = (
-            [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(x.split(sizes), self.shapes, strict=True)]
-            for x in (q, k, v)
-        )  # each (rows, heads, width, D)
-        out = [attention(q[0], k[0], v[0], impl=impl)]
+        q, k, v = (self.to_slots(x) for x in to_autocast(q, k, v))
+        out = [attention(q[0], k[0], v[0], impl=impl)]  # the prompts, or whole rows
         if self.shared:
             G = len(q[1]) // len(q[0])
             k, v = (torch.cat((x[0].repeat_interleave(G, 0), x[1]), 2) for x in (k, v))
@@ -209,7 +210,28 @@ class Packed:
                 own = F.scaled_dot_product_attention(q, k, v, self.visible, enable_gqa=q.shape[1] != k.shape[1])
             out.append(own.to(dtype))
         out = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in out])  # (slots, H, D)
-        return move_rows(out, self.slot_of, self.slots).transpose(0, 1)[None]
+        return move_rows(out, self.slot_of, self.token_of).transpose(0, 1)[None]
+
+    def to_slots(self, x) -> list[torch.Tensor]:
+        """x (1, heads, N, D) -> (rows, heads, width, D) for each rectangle of slots; pads are 0."""
+        x = move_rows(x[0].transpose(0, 1), self.token_of, self.slot_of)
+        parts = x.split([rows * width for rows, width in self.shapes])
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def span_slots(spans: list[tuple[int, int]], device) -> torch.Tensor:
+    """(first token, number of tokens) of each row -> (rows, longest): the token in each slot, -1 at pads."""
+    start, length = torch.tensor(spans, dtype=torch.long, device=device).unbind(1)
+    t = torch.arange(max(1, int(length.max())), device=device)
+    return torch.where(t < length[:, None], start[:, None] + t, -1)
+
+
+def visible_to_completions(prompts: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Slots (P, Tp) and (P * G, T) -> mask (P * G, 1, T, Tp + T): the whole prompt, and the own tokens so far."""
+    T = own.shape[1]
+    seen = (prompts >= 0).repeat_interleave(len(own) // len(prompts), 0)[:, None].expand(-1, T, -1)
+    causal = torch.ones(T, T, dtype=torch.bool, device=own.device).tril().expand(len(own), -1, -1)
+    return torch.cat((seen, causal), 2)[:, None]
 
 
 class GPT(nn.Module):
@@ -290,7 +312,10 @@ class GPT(nn.Module):
         if packed.longest > self.config.block_size:
             limit = f"the model's context of {self.config.block_size}"
             raise UserError(f"{packed.longest} tokens exceed {limit}; shorten the input")
-        attend = lambda layer, q, k, v: packed.attention(q, k, v, self.impl)  # noqa: E731
+
+        def attend(layer, q, k, v):
+            return packed.attention(q, k, v, self.impl)
+
         h = self.hidden(packed.idx[None], positions=packed.positions[None], attend=attend)[0]
         lengths = torch.tensor([len(c) for c in completions], device=self.device)
         mask = torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]

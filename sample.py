@@ -1,9 +1,17 @@
-"""Reading with a cache: the sampler that RL and evaluation share, and the scores of given continuations.
+"""The sampler: `generate` draws completions of prompts, `continuation_logprobs` scores given ones; both methods of GPT.
 
-`generate` and `continuation_logprobs` are methods of GPT (model.py); here lies what they need. The blocks are those of
-training, asked to attend to a cache. P prompts, G samples of a prompt; other shapes as in model.py.
+Sampling is training's forward pass, model.hidden, with an attention that reads a cache of keys and values:
+
+    read the prompts, all at once                                     read
+    then, a token of every unfinished completion at a time:           generate
+        take the logits of its last state and draw a token            sample_tokens
+        let the completions that have ended leave the batch           Unfinished.leave
+        let the blocks read the tokens of those that go on            Unfinished.step
+
+P prompts, G samples of a prompt, N = P * G completions, R of them unfinished; other shapes as in model.py.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +24,7 @@ from kernels.decode import decode_attention, prefix_tail_attention_torch
 
 @dataclass
 class Rollout:
-    """N = P * G completions, the G samples of a prompt adjacent.
+    """N = P * G completions, the G samples of a prompt adjacent; all tensors on the CPU.
 
     tokens (N, L) int64, zeros past the end; lengths (N,) counts the end-of-text; finished (N,) ended by end-of-text
     or a stop string, not by length; logprobs (N, L) float32 of what was sampled, or None.
@@ -31,8 +39,222 @@ class Rollout:
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
 
+@torch.no_grad()
+def generate(
+    model,
+    prompts: list[list[int]],
+    *,
+    n_samples: int,
+    max_new_tokens: int,
+    eos_id: int | list[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    question_ids: list[int] | None = None,
+    prefix: list[int] | None = None,
+    stop=None,
+    return_logprobs: bool = False,
+) -> Rollout:
+    """Sample `n_samples` completions of each prompt (or of prefix + prompt) from softmax(logits / temperature).
+
+    A completion ends with an id of `eos_id`, with the token that completes a stop string (`stop`: a
+    data.math_qa.StopStrings), or at `max_new_tokens`. logprobs are of the sampling distribution at this temperature
+    (only without top_p). UserError for a prompt that is empty or does not fit the context.
+
+    A draw is a function of (seed, question id, sample, position) and the logits, which do not depend on the rows beside
+    them (see `batch_rows`): samples are the same whichever prompts are sampled together.
+
+    To sample in another way, change the lines marked ABLATION; the others only keep the books.
+    """
+    if return_logprobs and (top_p < 1 or temperature == 0):
+        raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
+    check_prompts(model, prompts, prefix or [], max_new_tokens)
+    N = len(prompts) * n_samples
+    question = torch.tensor(range(len(prompts)) if question_ids is None else question_ids)
+    eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id)
+    tokens, logprobs = torch.zeros(N, max_new_tokens, dtype=torch.long), torch.zeros(N, max_new_tokens)
+    lengths, finished = torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.bool)
+    with evaluation_mode(model):
+        last, cache = read(model, prompts, prefix or [])
+        batch = Unfinished(model, cache, n_samples)
+        h = repeat_last(last.repeat_interleave(n_samples, dim=0), batch_rows(N))
+        for step in range(max_new_tokens):
+            ids = batch.ids  # (R,): which of the N completions the rows of h are
+            logits = F.linear(h, model.head_weight).float()[: len(ids)]  # (R, V)
+            # ABLATION: other logits, another way to draw from them
+            u = uniform_noise(seed, question[ids // n_samples], ids % n_samples, step)
+            new = sample_tokens(logits, u.to(logits.device), temperature, top_p)  # (R,)
+            tokens[ids, step], lengths[ids] = new.cpu(), step + 1
+            if return_logprobs:
+                logprobs[ids, step] = token_logprobs(logits / temperature, new).cpu()
+            # ABLATION: another end of a completion
+            finished[ids] = done = torch.isin(tokens[ids, step], eos) | ended_by(stop, tokens, ids, step)
+            if bool(done.all()) or step + 1 == max_new_tokens:
+                break
+            batch.leave(done)
+            h = batch.step(tokens[batch.ids, step])
+    L = int(lengths.max())
+    return Rollout(tokens[:, :L], lengths, finished, logprobs[:, :L] if return_logprobs else None)
+
+
+def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:
+    """(R,) bool: does the text of completion ids[i] hold a stop string? Only newest tokens that can end one are asked."""
+    done = torch.zeros(len(ids), dtype=torch.bool)
+    if stop is not None:
+        for i in stop.candidates[tokens[ids, step]].nonzero().squeeze(-1).tolist():
+            done[i] = stop(tokens[ids[i], : step + 1].tolist())
+    return done
+
+
+# --------------------------------------------------------------------------------------------------------- the caches
+@dataclass
+class PromptCache:
+    """Keys and values of P prompts, padded at the left: all end in the last column, and their completions go on."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # k and v of each layer, (P, K, width, D)
+    first: torch.Tensor  # (P,) int32: the column where each prompt begins
+
+
+class Unfinished:
+    """The R completions that have not ended, one a row of the batch, and the keys and values that they attend to.
+
+    The keys of one layer (its values lie alike) after three tokens, when all samples of prompt 1 have ended:
+
+        prompts.layers  (P, K, width, D)                  tails  (rows, K, slots, D)
+        prompt 0  . . . p p p p p p p   seats  0 - 15     row 0  t t t _ _ ..    prompt[0] = 2, in seat 32
+        prompt 1  p p p p p p p p p p   seats 16 - 31     row 1  t t t _ _ ..    prompt[1] = 0, in seat 0
+        prompt 2  . p p p p p p p p p   seats 32 - 47     row 2  t t t _ _ ..    prompt[2] = 2, in seat 33
+
+        p  a prompt's tokens, once for all its samples    t  a row's own tokens, `length` of them in every row
+        .  padding                                        _  free slots; 16 more when there are none
+
+    Rows stand in any order: the last ones take the places of those that leave, so that few tails are copied. Only to
+    read the prompts' keys, one matrix product for all rows of a prompt, are they put side by side: each prompt has
+    `group` seats, some of them empty.
+    """
+
+    def __init__(self, model, prompts: PromptCache, n_samples: int):
+        self.model, self.prompts, self.length = model, prompts, 0
+        self.ids = torch.arange(len(prompts.first) * n_samples)  # (R,): which of the N completions a row is
+        self.prompt = self.ids // n_samples  # (R,): which of the cached prompts it reads
+        rows = batch_rows(len(self.ids))
+        self.tails = [tuple(x.new_empty(rows, x.shape[1], 0, x.shape[3]) for x in kv) for kv in prompts.layers]
+        self.take_seats()
+
+    def leave(self, done: torch.Tensor) -> None:
+        """Rows where done (R,) leave, and the last rows move to their places."""
+        if not bool(done.any()):
+            return
+        left = int((~done).sum())
+        holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
+        for x in (self.ids, self.prompt, *(x for kv in self.tails for x in kv)):
+            x[holes.to(x.device)] = x[movers.to(x.device)]
+        self.ids, self.prompt = self.ids[:left], self.prompt[:left]
+        self.take_seats()
+
+    def take_seats(self) -> None:
+        """Seat the rows of a prompt side by side. Prompts without rows are forgotten once they are a quarter of all."""
+        counts = torch.bincount(self.prompt, minlength=len(self.prompts.first))  # (P,): rows of each prompt
+        alive, device = counts > 0, self.prompts.first.device
+        if int(alive.sum()) <= 0.75 * len(alive):
+            kept = alive.nonzero().squeeze(-1).to(device)
+            layers = [(k[kept], v[kept]) for k, v in self.prompts.layers]
+            self.prompts = PromptCache(layers, self.prompts.first[kept])
+            self.prompt = (alive.cumsum(0) - 1)[self.prompt]
+            counts = counts[alive]
+        self.group = round_up(int(counts.max()), 16)
+        order = self.prompt.argsort(stable=True)  # the rows, by prompt
+        place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # 0.. in each prompt
+        seat_of, row_of = torch.empty_like(order), torch.zeros(len(counts) * self.group, dtype=torch.long)
+        seat_of[order] = self.prompt[order] * self.group + place
+        row_of[seat_of] = torch.arange(len(order))  # an empty seat names any row
+        seat_of = repeat_last(seat_of, batch_rows(len(order)))
+        self.seats = seat_of.to(device), row_of.to(device)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The blocks read tokens (R,), one a row, whose keys and values go to the tails. Returns the last hidden states
+        (rows, C): the first R count, see `batch_rows`."""
+        rows, length, device = batch_rows(len(tokens)), self.length, self.model.device
+        if length == self.tails[0][0].shape[2]:
+            self.grow(rows)
+        width, prompt = self.prompts.layers[0][0].shape[2], self.seats[0] // self.group
+        position = width - self.prompts.first.long()[prompt] + length
+
+        def attend(layer, q, k, v):  # q (rows, H, 1, D), k and v (rows, K, 1, D)
+            own = [x[:rows] for x in self.tails[layer]]
+            for x, new in zip(own, (k, v), strict=True):
+                x[:, :, length] = new[:, :, 0]
+            settings = dict(group_size=self.group, seats=self.seats, tail_lengths=length + 1, impl=self.model.impl)
+            shared = (*self.prompts.layers[layer], self.prompts.first)
+            return decode_attention(q[:, :, 0], *shared, *own, **settings).unsqueeze(2)
+
+        self.length += 1
+        tokens = repeat_last(tokens, rows).to(device)
+        return self.model.hidden(tokens[:, None], positions=position[:, None], attend=attend)[:, 0]
+
+    def grow(self, rows: int) -> None:
+        """16 more slots a row, for the rows that are left."""
+        for layer, kv in enumerate(self.tails):  # one by one: the old list whole would double the cache
+            wider = (torch.cat((x[:rows], x.new_zeros(rows, x.shape[1], 16, x.shape[3])), dim=2) for x in kv)
+            self.tails[layer] = tuple(wider)
+
+
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def batch_rows(n: int) -> int:
+    """The number of rows in which n of them are computed. Matrices of fewer rows, or of an odd number, take other
+    kernels on a CPU, and a row's last bits would depend on how many rows stand beside it."""
+    return max(16, round_up(n, 8))
+
+
+def repeat_last(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """x (R, ...) -> (rows, ...): the last row is repeated."""
+    return torch.cat((x, x[-1:].expand(rows - len(x), *x.shape[1:])))
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+def read(model, prompts: list[list[int]], prefix: list[int]) -> tuple[torch.Tensor, PromptCache]:
+    """Read prefix + prompt for each prompt -> last hidden states (P, C) and the cache. A prefix is read once."""
+    width = round_up(len(prefix) + max(map(len, prompts)), 16)
+    return read_after(model, prefix, prompts, width) if prefix else read_whole(model, prompts, width)
+
+
+def read_whole(model, rows: list[list[int]], width: int) -> tuple[torch.Tensor, PromptCache]:
+    idx = pad_rows(rows, width, model.device, left=True)
+    first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=model.device)
+    positions = (torch.arange(width, device=model.device)[None] - first[:, None]).clamp(min=0)
+    layers = []
+
+    def attend(layer, q, k, v):
+        layers.append((k.contiguous(), v.contiguous()))  # read at every step of decoding
+        return attention(q, k, v, first=first[:, None].expand(-1, width), impl=model.impl)
+
+    return model.hidden(idx, positions=positions, attend=attend)[:, -1], PromptCache(layers, first)
+
+
+def read_after(model, prefix: list[int], rows: list[list[int]], width: int) -> tuple[torch.Tensor, PromptCache]:
+    """`read_whole` of prefix + row for each row, with the prefix read once: the rows attend to its keys."""
+    _, shared = read_whole(model, [prefix], len(prefix))
+    n, lengths = len(prefix), torch.tensor([len(r) for r in rows], device=model.device)
+    idx = pad_rows(rows, round_up(int(lengths.max()), 16), model.device)  # right-padded: causality hides the pads
+    positions = (n + torch.arange(idx.shape[1], device=model.device))[None].expand(len(rows), -1)
+    layers = []
+
+    def attend(layer, q, k, v):
+        whole = [x.new_zeros(len(rows), x.shape[1], width, x.shape[3]) for x in (k, v)]
+        for i, row in enumerate(rows):  # [pads | prefix | row], as read_whole lays it out
+            start = width - n - len(row)
+            for x, head, own in zip(whole, shared.layers[layer], (k, v), strict=True):
+                x[i, :, start : start + n] = head[0]
+                x[i, :, start + n :] = own[i, :, : len(row)]
+        layers.append(tuple(whole))
+        return prefix_tail_attention_torch(q, *shared.layers[layer], None, k, v, group_size=len(rows))
+
+    h = model.hidden(idx, positions=positions.clamp(max=model.config.block_size - 1), attend=attend)
+    first = (width - n - lengths).to(torch.int32)
+    return h[torch.arange(len(rows), device=model.device), lengths - 1], PromptCache(layers, first)
 
 
 def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> torch.Tensor:
@@ -41,6 +263,26 @@ def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> t
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
 
 
+def check_prompts(model, prompts: list[list[int]], prefix: list[int], max_new_tokens: int) -> None:
+    if not prompts or not all(prompts):
+        raise UserError("a prompt without tokens cannot be continued; give each at least one, for instance end-of-text")
+    n, limit = len(prefix) + max(map(len, prompts)), model.config.block_size
+    if n + max_new_tokens > limit:
+        what = f"prompt of {n} tokens + {max_new_tokens} new tokens"
+        raise UserError(f"{what} exceeds the context of {limit}; shorten one")
+
+
+@contextlib.contextmanager
+def evaluation_mode(model):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
 def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
     """One number in [0, 1) a row, a pure function of (seed, question, sample, position): splitmix64, wrapping int64.
 
@@ -87,169 +329,12 @@ def inverse_cdf(probs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
-def read(model, rows: list[list[int]], width: int):
-    """Read prompts left-padded to `width` -> last hidden states (P, C), cache of each layer (k, v), each (P, K, width,
-    D), and first (P,), where each prompt begins."""
-    idx = pad_rows(rows, width, model.device, left=True)
-    first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=model.device)
-    positions = (torch.arange(width, device=model.device)[None] - first[:, None]).clamp(min=0)
-    cache = []
-
-    def attend(layer, q, k, v):
-        cache.append((k.contiguous(), v.contiguous()))  # read at every step of decoding
-        return attention(q, k, v, first=first[:, None].expand(-1, width), impl=model.impl)
-
-    return model.hidden(idx, positions=positions, attend=attend)[:, -1], cache, first
+def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """logits (R, V), ids (R,) -> (R,): log-prob of each id under softmax(logits)."""
+    return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def read_after(model, prefix: list[int], rows: list[list[int]], width: int):
-    """`read` of prefix + row for each row, with the shared prefix read once. Same returns, width as for whole rows."""
-    _, shared, _ = read(model, [prefix], len(prefix))
-    lengths = torch.tensor([len(r) for r in rows], device=model.device)
-    idx = pad_rows(rows, round_up(int(lengths.max()), 16), model.device)  # right-padded: causality hides the pads
-    positions = (len(prefix) + torch.arange(idx.shape[1], device=model.device))[None].expand(len(rows), -1)
-    cache = []
-
-    def attend(layer, q, k, v):
-        wide = [k.new_zeros(len(rows), k.shape[1], width, k.shape[3]) for _ in (k, v)]
-        for i, row in enumerate(rows):  # each row's cache is [pads | prefix | row], as `read` lays it out
-            start = width - len(prefix) - len(row)
-            for whole, head, own in zip(wide, shared[layer], (k, v), strict=True):
-                whole[i, :, start : start + len(prefix)] = head[0]
-                whole[i, :, start + len(prefix) :] = own[i, :, : len(row)]
-        cache.append(tuple(wide))
-        return prefix_tail_attention_torch(q, *shared[layer], None, k, v, group_size=len(rows))
-
-    h = model.hidden(idx, positions=positions.clamp(max=model.config.block_size - 1), attend=attend)
-    first = (width - len(prefix) - lengths).to(torch.int32)
-    return h[torch.arange(len(rows), device=model.device), lengths - 1], cache, first
-
-
-def decoding(cache, first, tails, step: int, **settings):
-    """attend(layer, q, k, v) of one decoding step, a token a row: its keys and values go into slot `step` of the row's
-    tail, and it sees its prompt's cache and the tail up to there."""
-
-    def attend(layer, q, k, v):
-        for tail, fresh in zip(tails[layer], (k, v), strict=True):
-            tail[: len(q), :, step] = fresh[:, :, 0]
-        k, v = (t[: len(q)] for t in tails[layer])
-        out = decode_attention(q[:, :, 0], *cache[layer], first, k, v, tail_lengths=step + 1, **settings)
-        return out.unsqueeze(2)
-
-    return attend
-
-
-# ---------------------------------------------------------------------------------------------- the methods of GPT
-@torch.no_grad()
-def generate(
-    model,
-    prompts: list[list[int]],
-    *,
-    n_samples: int,
-    max_new_tokens: int,
-    eos_id: int | list[int],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    question_ids: list[int] | None = None,
-    prefix: list[int] | None = None,
-    stop=None,
-    return_logprobs: bool = False,
-) -> Rollout:
-    """Sample `n_samples` completions of each prompt (or of prefix + prompt) from softmax(logits / temperature).
-
-    Every prompt and the shared prefix are read once; the samples of a prompt share its cache; finished rows leave
-    the batch. Draws depend only on (seed, question id, sample, position). On a CPU the row count is kept at 16 or
-    more and cache lengths at multiples of 16, since smaller matrices take other kernels: samples then do not depend
-    on which prompts are sampled together. `stop` (data.math_qa.StopStrings) ends a row whose text holds a stop
-    string. logprobs are of the sampling distribution at this temperature (only without top_p).
-    """
-    if return_logprobs and (top_p < 1 or temperature == 0):
-        raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
-    prefix = prefix or []
-    longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
-    if longest > model.config.block_size:
-        got = f"prompt of {longest - max_new_tokens} tokens + {max_new_tokens} new tokens"
-        raise UserError(f"{got} exceeds the context of {model.config.block_size}; shorten one")
-    was_training, device = model.training, model.device
-    model.eval()
-    P, G = len(prompts), n_samples
-    eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id, device=device)
-    width = round_up(max(map(len, prompts)) + len(prefix), 16)
-    h, cache, first = read_after(model, prefix, prompts, width) if prefix else read(model, prompts, width)
-    question = torch.tensor(question_ids if question_ids is not None else range(P), device=device)
-
-    # Row i of the tail caches is the i-th unfinished completion, in any order; its seat says whose prompt it reads:
-    # seats p * group .. (p + 1) * group - 1 belong to prompt p.
-    group = round_up(G, 16)
-    padded = max(16, round_up(P * G, 8))
-    tails = [tuple(t.new_empty(padded, t.shape[1], 0, t.shape[3]) for t in kv) for kv in cache]
-    tokens = torch.zeros(P * G, max_new_tokens, dtype=torch.long)
-    logprobs = torch.zeros(P * G, max_new_tokens) if return_logprobs else None
-    lengths = torch.full((P * G,), max_new_tokens)
-    finished = torch.zeros(P * G, dtype=torch.bool)
-
-    row = torch.arange(P * G, device=device)
-    seat = row // G * group + row % G
-    h = h.repeat_interleave(G, dim=0)
-    h = torch.cat((h, h[-1:].expand(padded - len(h), -1)))
-    for step in range(max_new_tokens):
-        logits = F.linear(h, model.head_weight).float()[: len(row)]
-        u = uniform_noise(seed, question[row // G], row % G, step)
-        new = sample_tokens(logits, u, temperature, top_p)
-        if return_logprobs:
-            scaled = logits / temperature
-            logprobs[row.cpu(), step] = (scaled.gather(1, new[:, None])[:, 0] - scaled.logsumexp(-1)).cpu()
-        tokens[row.cpu(), step] = new.cpu()
-        done = torch.isin(new, eos)
-        if stop is not None:
-            for i in stop.candidates.to(device)[new].nonzero().squeeze(-1).tolist():
-                done[i] |= stop(tokens[row[i], : step + 1].tolist())
-        lengths[row[done].cpu()] = step + 1
-        finished[row[done].cpu()] = True
-        if len(row) == int(done.sum()) or step + 1 == max_new_tokens:
-            break
-
-        # The last unfinished rows move into the places of finished ones: few tails are copied, no holes are left.
-        left = len(row) - int(done.sum())
-        holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
-        for t in (t for tail in tails for t in tail):
-            t[holes] = t[movers]
-        for t in (row, seat, new):
-            t[holes] = t[movers]
-        row, seat, new = row[:left], seat[:left], new[:left]
-
-        # Drop prompts whose samples have all ended, and shrink the groups when every prompt has few left.
-        alive, place, counts = (seat // group).unique(return_inverse=True, return_counts=True)
-        smaller = min(group, round_up(int(counts.max()), 16))
-        if len(alive) <= 0.75 * len(first) or smaller < group:
-            by_prompt = place.argsort(stable=True)
-            starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-            seat[by_prompt] = place[by_prompt] * smaller + torch.arange(left, device=device) - starts
-            cache = [tuple(t[alive] for t in kv) for kv in cache]
-            group, first = smaller, first[alive]
-        row_of = torch.zeros(len(first) * group, dtype=torch.long, device=device)  # empty seats: any row
-        row_of[seat] = torch.arange(left, device=device)
-
-        # One token a row through the blocks; rows padded to a multiple of 8, at least 16, by repeating the last.
-        padded = max(16, round_up(left, 8))
-        if step % 16 == 0:  # the tails are full: 16 more slots for the rows that are left
-            more = lambda t, n=padded: torch.cat((t[:n], t.new_zeros(n, t.shape[1], 16, t.shape[3])), 2)  # noqa: E731
-            for layer, kv in enumerate(tails):  # one by one: the old list whole would double the cache
-                tails[layer] = tuple(more(t) for t in kv)
-        seat_of = torch.cat((seat, seat[-1:].expand(padded - left)))
-        position = (width - first.long())[seat_of // group] + step  # real prompt length + step
-
-        seats = dict(group_size=group, seats=(seat_of, row_of))
-        attend = decoding(cache, first, tails, step, **seats, impl=model.impl)
-        new = torch.cat((new, new[-1:].expand(padded - left)))
-        h = model.hidden(new[:, None], positions=position[:, None], attend=attend)[:, 0]
-    model.train(was_training)
-    L = int(lengths.max())
-    return Rollout(tokens[:, :L], lengths, finished, logprobs[:, :L] if return_logprobs else None)
-
-
+# ----------------------------------------------------------------------------------------------------------- scoring
 @torch.no_grad()
 def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 8192) -> list[list[tuple[float, bool]]]:
     """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy choice).
@@ -257,40 +342,37 @@ def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 81
     A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
     cut to about `micro_batch_tokens` tokens of context, which changes memory and speed only.
     """
-    was_training = model.training
-    model.eval()
     results: list = [None] * len(contexts)
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
-    while order:
-        width = round_up(len(contexts[order[0]]), 16)  # the longest of what is left
-        count = max(1, micro_batch_tokens // width)
-        batch, order = order[:count], order[count:]
-        scores = score_choices(model, [contexts[i] for i in batch], [choices[i] for i in batch], width)
-        for i, found in zip(batch, scores, strict=True):
-            results[i] = found
-    model.train(was_training)
+    with evaluation_mode(model):
+        while order:
+            count = max(1, micro_batch_tokens // round_up(len(contexts[order[0]]), 16))  # the longest of what is left
+            batch, order = order[:count], order[count:]
+            scores = score_choices(model, [contexts[i] for i in batch], [choices[i] for i in batch])
+            for i, found in zip(batch, scores, strict=True):
+                results[i] = found
     return results
 
 
-def score_choices(model, contexts, choices, width):
-    last, cache, first = read(model, contexts, width)
+def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
+    """One batch of `continuation_logprobs`: every choice is a row that attends to [its context | itself]."""
+    last, cache = read(model, contexts, [])
     group, device = max(map(len, choices)), model.device
-    flat = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
-    T = max(max(len(c) for c in flat) - 1, 1)
-    idx = pad_rows([c[:-1] for c in flat], T, device)  # the context's last state scores a choice's first token
-    positions = (width - first.long()).repeat_interleave(group)[:, None] + torch.arange(T, device=device)
+    rows = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
+    T = max(max(map(len, rows)) - 1, 1)
+    idx = pad_rows([c[:-1] for c in rows], T, device)  # the context's last state scores a choice's first token
+    begin = torch.tensor([len(c) for c in contexts], device=device).repeat_interleave(group)
+    positions = (begin[:, None] + torch.arange(T, device=device)).clamp(max=model.config.block_size - 1)
 
     def attend(layer, q, k, v):
-        return prefix_tail_attention_torch(q, *cache[layer], first, k, v, group_size=group)
+        return prefix_tail_attention_torch(q, *cache.layers[layer], cache.first, k, v, group_size=group)
 
-    h = model.hidden(idx, positions=positions.clamp(max=model.config.block_size - 1), attend=attend)
-    h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, flat))]
-    real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in flat], device=device)[:, None]
-    targets = pad_rows(flat, h.shape[1], device)[real]
+    h = model.hidden(idx, positions=positions, attend=attend)
+    h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, rows))]
+    real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in rows], device=device)[:, None]
+    targets = pad_rows(rows, h.shape[1], device)[real]
     logits = F.linear(h[real], model.head_weight).float()
-    scores = torch.zeros(real.shape, device=device)
-    scores[real] = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-    wrong = torch.zeros(real.shape, dtype=torch.bool, device=device)
-    wrong[real] = logits.argmax(-1) != targets
-    rows = list(zip(scores.cpu().double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
-    return [rows[i * group : i * group + len(item)] for i, item in enumerate(choices)]
+    scores, wrong = torch.zeros(real.shape, device=device), torch.zeros(real.shape, dtype=torch.bool, device=device)
+    scores[real], wrong[real] = token_logprobs(logits, targets), logits.argmax(-1) != targets
+    found = list(zip(scores.cpu().double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
+    return [found[i * group : i * group + len(item)] for i, item in enumerate(choices)]

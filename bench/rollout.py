@@ -35,28 +35,30 @@ def main():
             setattr(a, name, value)
     model, device = begin(a)
     eos = list(range(1, 1 + max(1, round(a.eos_rate * a.vocab))))
-    draw = lambda n: torch.randint(len(eos) + 1, a.vocab, (n,)).tolist()  # noqa: E731  prompts hold no end token
+
+    def draw(n: int) -> list[int]:  # prompts hold no end token
+        return torch.randint(len(eos) + 1, a.vocab, (n,)).tolist()
+
     prefix = draw(a.prefix)
     prompts = [draw(n) for n in torch.randint(a.prompt_lens[0], a.prompt_lens[1] + 1, (a.prompts,)).tolist()]
+
+    settings = dict(n_samples=a.samples, max_new_tokens=a.max_new, prefix=prefix, eos_id=eos, seed=a.seed)
+    settings |= dict(temperature=a.temperature, top_p=a.top_p, return_logprobs=a.logprobs)
 
     def work(part=prompts):
         useful, size = 0, a.chunk or len(part)
         for i in range(0, len(part), size):
             with device.autocast():
-                out = model.generate(
-                    part[i : i + size], n_samples=a.samples, max_new_tokens=a.max_new, prefix=prefix or None,
-                    eos_id=eos, temperature=a.temperature, top_p=a.top_p, seed=a.seed, return_logprobs=a.logprobs,
-                )  # fmt: skip
+                out = model.generate(part[i : i + size], **settings)
             useful += int(out.lengths.sum())
             assert bool((out.finished | (out.lengths == a.max_new)).all())
         return useful
 
     work(prompts[: max(1, a.prompts // 4)])
     times, useful, cpu = timed(work, a.repeats)
-    report(
-        a, f"rollout {a.mode}", times, cpu, useful_tokens_per_s=useful[0] / statistics.median(times),
-        s_whole_set=statistics.median(times), mean_len=useful[0] / (a.prompts * a.samples),
-    )  # fmt: skip
+    seconds, mean_len = statistics.median(times), useful[0] / (a.prompts * a.samples)
+    figures = dict(useful_tokens_per_s=useful[0] / seconds, s_whole_set=seconds, mean_len=mean_len)
+    report(a, f"rollout {a.mode}", times, cpu, **figures)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,12 @@ def test_context_overflow_and_its_edge():
             model.generate([prompt, [3]], prefix=prefix, n_samples=1, max_new_tokens=7, eos_id=NEVER)
 
 
+@pytest.mark.parametrize(("prompts", "prefix"), [([], []), ([[1], []], []), ([[1], []], [2, 3])])
+def test_prompts_without_tokens_are_refused(prompts, prefix):
+    with pytest.raises(UserError, match="prompt without tokens"):
+        tiny_model().generate(prompts, prefix=prefix, n_samples=1, max_new_tokens=1, eos_id=NEVER)
+
+
 @pytest.mark.parametrize("settings", [dict(top_p=0.9), dict(temperature=0)])
 def test_logprobs_need_the_full_distribution(settings):
     with pytest.raises(UserError, match="full distribution"):
