@@ -98,7 +98,7 @@ def generate(
 
 
 def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:
-    """(R,) bool: does the text of completion ids[i] hold a stop string? Only newest tokens that can end one are asked."""
+    """(R,) bool: does the text of completion ids[i] hold a stop string? Only tokens that can end one are asked."""
     done = torch.zeros(len(ids), dtype=torch.bool)
     if stop is not None:
         for i in stop.candidates[tokens[ids, step]].nonzero().squeeze(-1).tolist():
