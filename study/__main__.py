@@ -23,6 +23,7 @@ from pathlib import Path
 from common import UserError, run, writable_dir
 from data.world import code_hash
 from study import report
+from study.archive import find
 from study.plan import words
 from study.presets import PRESETS
 from study.read import read_json
@@ -42,8 +43,8 @@ def parse_args():
     p.add_argument("--known", metavar="DIR", help=known)
     args = p.parse_args()
     args.out = args.out or f"runs/{args.preset}"
-    if args.known and not (HERE / args.known / "runs.json").is_file():
-        raise UserError(f"--known {args.known}: no runs.json there; give the folder of a study, or drop it")
+    if args.known and not find(HERE / args.known):
+        raise UserError(f"--known {args.known}: no runs.json or runs.json.gz there; give a study's folder, or drop it")
     if args.known and (args.plan or args.report_only):
         raise UserError("--known takes over runs, --plan and --report-only run nothing: give it without them first")
     if args.jobs < 1:

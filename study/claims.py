@@ -19,7 +19,6 @@ from study.read import (
     mean_score,
     of_rows,
     per_question,
-    read_jsonl,
     subtract,
     validation_loss,
     value,
@@ -109,7 +108,7 @@ def no_signal(lab: Lab) -> str:
     weak, asked = [], 0
     for r in lab.runs:
         if r["method"] == "rl" and r.get("group") in ("main", "c8"):
-            rows = read_jsonl(lab.folder / r["metrics"])[:3]
+            rows = lab.files.rows(r["metrics"])[:3]
             asked += bool(rows)
             if rows and sum(row["reward/hits"] for row in rows) < 5:
                 weak.append(r["name"])

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from study.claims import Claim, at
-from study.read import NAMES, Lab, per_question, pools, read_jsonl, shuffled, value
+from study.read import NAMES, Lab, per_question, pools, shuffled, value
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,
@@ -292,7 +292,7 @@ def budget(lab: Lab):
             points = sorted((r["train_step"], value(r["result"], 1)) for r in found)
             if not run or not points:
                 continue
-            log, some = read_jsonl(lab.folder / run["metrics"]), True
+            log, some = lab.files.rows(run["metrics"]), True
             label = f"n = {run['config']['group_size']}, {run['config']['steps']} steps"
             y = [v for _, v in points]
             draw(row[0], [s * run["config"]["prompts_per_step"] for s, _ in points], y, look, label)
@@ -403,11 +403,7 @@ def pretraining(lab: Lab):
     for r, line in zip(
         [r for r in lab.runs if r["kind"] == "pretrain"], ("-", "--", "-.", ":", (0, (5, 1))), strict=False
     ):
-        log = [
-            (row["train/tokens"], row["eval/loss"])
-            for row in read_jsonl(lab.folder / r["metrics"])
-            if "eval/loss" in row
-        ]
+        log = [(row["train/tokens"], row["eval/loss"]) for row in lab.files.rows(r["metrics"]) if "eval/loss" in row]
         if log:
             ax.plot(*zip(*log, strict=True), color="#222222", ls=line, marker="o", ms=3, label=r["base"])
             some = True

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError
 from data.math_qa import answers_equal, parse_number
 from evaluate import pass_at_k
 from model import PRESETS as SHAPES
+from study.archive import StudyFiles
 from study.stats import Difference
 
 NAMES = {"base": "base", "rl": "RL", "sft": "SFT", "gold": "SFT-Gold", "sft_rl": "SFT→RL", "gold_rl": "Gold→RL",
@@ -52,15 +52,15 @@ def copying(train, test, ks=(1, 8, 32)) -> dict:
 class Lab:
     """Evaluations of a study by what was evaluated, and the logs of its runs."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, read_json(folder / "runs.json")
-        if not isinstance(self.manifest, dict) or "runs" not in self.manifest:
-            raise UserError(f"{folder} holds no readable runs.json; give the folder that `python -m study --out` wrote")
+    def __init__(self, path: str | Path):
+        """path: a study's folder, its archive, or the folder in which that lies."""
+        self.files = StudyFiles(path)
+        self.folder, self.manifest = self.files.folder, self.files.manifest
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
         self.copying = self.manifest.get("copying", {})  # of the gsm test questions
         for r in self.evals:
-            r["result"] = read_json(folder / r["out"])
+            r["result"] = self.files.json(r["out"])
             if self.copying and r["result"] and r["split"] == "test" and "gsm" in r["result"]["questions"]:
                 columns = r["result"]["questions"]["gsm"]["questions"]
                 columns["first"] = [self.copying["first"][qid] for qid in columns["qid"]]
@@ -103,7 +103,7 @@ class Lab:
         key = (method, "base", tokens, seed, group, variant)
         for r in self.runs:
             if (r["method"], r["base"], r.get("tokens"), r["seed"], r.get("group"), r.get("variant")) == key:
-                return read_jsonl(self.folder / r["metrics"])
+                return self.files.rows(r["metrics"])
         return []
 
     def flops_per_token(self, base: str = "base") -> float:
@@ -211,7 +211,7 @@ def pools(lab: Lab) -> list[int]:
 def validation_loss(lab: Lab, base: str, tokens: int) -> float | None:
     """Of the pre-training run when it had read `tokens`."""
     run = next(r for r in lab.runs if r["kind"] == "pretrain" and r["base"] == base)
-    for row in read_jsonl(lab.folder / run["metrics"]):
+    for row in lab.files.rows(run["metrics"]):
         if row.get("train/tokens") == tokens and "eval/loss" in row:
             return row["eval/loss"]
     return None

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from common import run, writable_dir
 from study import figures, tables
+from study.archive import samples_of
 from study.claims import CLAIMS, Claim, at
-from study.read import Lab, read_jsonl
+from study.read import Lab
 from study.tables import ORDER, interval, verdict
 
 # A report is a list of blocks: ("head", level, text), ("text", text), ("list", lines), ("table", head, rows),
@@ -142,7 +143,7 @@ def read_out(lab: Lab, key: str) -> list[str]:
     for name, want in SHOWN.get(key, MAIN):
         usual = dict(n_shot=0, seed=seed) if want else dict(n_shot=lab.shots(tokens))
         found = lab.find(**{"method": "base", "tokens": tokens, **usual, **want})
-        for row in read_jsonl((lab.folder / found[0]["out"]).with_suffix(".samples.jsonl")) if found else []:
+        for row in lab.files.rows(samples_of(found[0])) if found else []:
             asked.setdefault((row["task"], row["prompt"], row["gold"]), {}).setdefault(name, row["completion"].strip())
     out = []
     for (_, prompt, gold), answers in list(asked.items())[:3]:

@@ -4,7 +4,6 @@ runs/, evals/, logs/ and runs.json."""
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from common import git_commit, source_hash
 from data.math_qa import load_questions
+from study.archive import StudyFiles, files_of
 from study.plan import Plan, Task, words
-from study.read import copying, read_json, read_jsonl
+from study.read import copying, read_jsonl
 
 HERE = Path(__file__).parent.parent  # where the stages lie
 KEPT = ("seconds", "commit", "source")  # of a finished run, in runs.json
@@ -64,25 +64,21 @@ class Study(Plan):
                 want(task)
         return wanted
 
-    def take_over(self, folder: Path) -> int:
+    def take_over(self, path: Path) -> int:
         """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address.
         Returns how many runs."""
-        old, taken = read_json(folder / "runs.json") or {"runs": []}, 0
-        if folder.resolve() == self.dir.resolve():
+        theirs, taken = StudyFiles(path), 0
+        if theirs.folder.resolve() == self.dir.resolve():
             return 0
-        rows = {r["out"]: r for r in old["runs"]}
+        rows = {r["out"]: r for r in theirs.manifest["runs"]}
         for task in self.tasks:
-            out = self.path(task).relative_to(self.dir)
-            if self.finished(task) or not (theirs := Path(folder, out)).parent.exists():
+            out = self.path(task).relative_to(self.dir).as_posix()
+            if self.finished(task) or out not in rows:
                 continue
-            kept = [theirs, theirs.with_suffix(".samples.jsonl")]
-            kept = kept if task.kind == "eval" else [theirs.parent / f for f in ("metrics.jsonl", "config.json")]
-            for source in [f for f in kept if f.exists()]:
-                target = self.dir / source.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+            for name in filter(theirs.has, files_of(rows[out])):
+                theirs.copy(name, self.dir)
             if self.finished(task):
-                self.done[out.as_posix()] = {k: rows.get(out.as_posix(), {}).get(k) for k in KEPT}
+                self.done[out] = {k: rows[out].get(k) for k in KEPT}
                 taken += 1
         return taken
 

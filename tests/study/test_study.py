@@ -157,7 +157,7 @@ def test_nothing_is_taken_over_unless_asked(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", "--preset", "laptop"])
     assert cli.parse_args().known is None
     monkeypatch.setattr(sys, "argv", ["study", "--known", "nowhere"])
-    with pytest.raises(UserError, match="--known nowhere: no runs.json there; give the folder of a study"):
+    with pytest.raises(UserError, match="--known nowhere: no runs.json or runs.json.gz there; give a study's folder"):
         cli.parse_args()
     for other in ("--plan", "--report-only"):
         monkeypatch.setattr(sys, "argv", ["study", "--known", "docs/results/lab", other])
