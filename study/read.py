@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import UserError
 from data.math_qa import answers_equal, parse_number
 from evaluate import pass_at_k
 from model import PRESETS as SHAPES
@@ -59,8 +60,9 @@ class Lab:
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
         self.copying = self.manifest.get("copying", {})  # of the gsm test questions
+        self.unreadable: list[str] = []  # evaluations, and why; they count as not run
         for r in self.evals:
-            r["result"] = self.files.json(r["out"])
+            r["result"] = self.evaluation(r["out"])
             if self.copying and r["result"] and r["split"] == "test" and "gsm" in r["result"]["questions"]:
                 columns = r["result"]["questions"]["gsm"]["questions"]
                 columns["first"] = [self.copying["first"][qid] for qid in columns["qid"]]
@@ -69,6 +71,13 @@ class Lab:
         self.planned = {m: sorted({r["tokens"] for r in main if r["method"] == m}) for m in NAMES}
         self.primary = self.manifest.get("primary") or self.planned["rl"]
         self.early, self.late = min(self.primary, default=0), max(self.primary, default=0)
+
+    def evaluation(self, name: str) -> dict | None:
+        try:
+            return self.files.json(name)
+        except UserError as error:
+            self.unreadable.append(str(error))
+            return None
 
     def find(self, **want) -> list[dict]:
         """Finished evaluations with these fields; unless said, of pre-training "base", group "main", test questions,

@@ -67,9 +67,9 @@ class Study(Plan):
     def take_over(self, path: Path) -> int:
         """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address.
         Returns how many runs."""
-        theirs, taken = StudyFiles(path), 0
-        if theirs.folder.resolve() == self.dir.resolve():
+        if path.resolve() == self.dir.resolve():
             return 0
+        theirs, taken = StudyFiles(path), 0
         rows = {r["out"]: r for r in theirs.manifest["runs"]}
         for task in self.tasks:
             out = self.path(task).relative_to(self.dir).as_posix()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from common import UserError
 from evaluate import pass_at_k
 from study import report
+from study.archive import StudyFiles
 from study.claims import CLAIMS, Claim
 from study.plan import amount
 from study.presets import BENCHMARKS, PRESETS
@@ -164,15 +165,15 @@ def test_nothing_run_is_no_error(tmp_path, whole, unseen):
 def rows_again(folder: Path) -> int:
     """Rows of the claims table straight from the evaluations' files; returns how many were there to check."""
     text, checked = (folder / "report.md").read_text(), 0
-    runs = json.loads((folder / "runs.json").read_text())["runs"]
-    tokens = json.loads((folder / "runs.json").read_text())["primary"]
+    files = StudyFiles(folder)
+    runs, tokens = files.manifest["runs"], files.manifest["primary"]
 
     def mean(method, tokens, k):
         scores = {}
         usual = dict(kind="eval", method=method, tokens=tokens, group="main", split="test", base="base", n_shot=0)
         for r in runs:
             if r["finished"] and all(r.get(key) == v for key, v in (usual | {"variant": ""}).items()):
-                q = json.loads((folder / r["out"]).read_text())["questions"]["gsm"]["questions"]
+                q = files.json(r["out"])["questions"]["gsm"]["questions"]
                 missed = [
                     np.prod([(n - c - i) / (n - i) for i in range(k)])
                     for n, c in zip(q["n"], q["flexible"], strict=True)
@@ -249,12 +250,21 @@ def test_every_claim_and_control_has_its_page(whole):
     assert "Mixed sources" not in text and "planned runs not run" not in text
 
 
-def test_mixed_sources_are_flagged(tmp_path, whole):
+def changed(whole, folder, change):
+    """A study in `folder` with the files of `whole` and its runs.json after `change`."""
+    for name in ("evals", "runs"):
+        (folder / name).symlink_to(whole / name)
     manifest = json.loads((whole / "runs.json").read_text())
-    for i, r in enumerate(r for r in manifest["runs"] if r["kind"] == "eval"):
-        r["source"] = "one" if i else "two"
-        r["out"] = str(whole / r["out"])
-    (tmp_path / "runs.json").write_text(json.dumps(manifest))
+    change(manifest)
+    (folder / "runs.json").write_text(json.dumps(manifest))
+
+
+def test_mixed_sources_are_flagged(tmp_path, whole):
+    def change(manifest):
+        for i, r in enumerate(r for r in manifest["runs"] if r["kind"] == "eval"):
+            r["source"] = "one" if i else "two"
+
+    changed(whole, tmp_path, change)
     assert "Mixed sources" in report.provenance(Lab(tmp_path))[0][0][1][1]
 
 
@@ -286,14 +296,14 @@ def test_an_estimate_says_its_side_only_when_its_rows_agree():
 
 
 def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
-    manifest = json.loads((whole / "runs.json").read_text())
-    for r in manifest["runs"]:
-        r["out"] = str(whole / r["out"])
-    victim = next(r for r in manifest["runs"] if r["name"].startswith(f"rl-base-{amount(LATE)}-s1-test"))
-    victim["out"] = str(tmp_path / "broken.json")
+    def change(manifest):
+        victim = next(r for r in manifest["runs"] if r["name"].startswith(f"rl-base-{amount(LATE)}-s1-test"))
+        victim["out"] = "broken.json"
+
+    changed(whole, tmp_path, change)
     (tmp_path / "broken.json").write_text('{"questions": ')
-    (tmp_path / "runs.json").write_text(json.dumps(manifest))
-    assert set(Lab(tmp_path).by_seed("rl", LATE)) == {2, 3, 4}
+    lab = Lab(tmp_path)
+    assert set(lab.by_seed("rl", LATE)) == {2, 3, 4} and "broken.json: no readable evaluation" in lab.unreadable[0]
 
 
 def test_a_folder_that_is_no_study(tmp_path):
