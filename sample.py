@@ -12,6 +12,7 @@ P prompts, G samples of a prompt, N = P * G completions, R of them unfinished; o
 """
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +60,14 @@ def generate(
 
     A completion ends with an id of `eos_id`, with the token that completes a stop string (`stop`: a
     data.math_qa.StopStrings), or at `max_new_tokens`. logprobs are of the sampling distribution at this temperature
-    (only without top_p). UserError for a prompt that is empty or does not fit the context.
+    (only without top_p). UserError for prompts and settings that cannot be sampled, and for logits that are not finite.
 
     A draw is a function of (seed, question id, sample, position) and the logits, which do not depend on the rows beside
     them (see `batch_rows`): samples are the same whichever prompts are sampled together.
 
     To sample in another way, change the lines marked ABLATION; the others only keep the books.
     """
-    if return_logprobs and (top_p < 1 or temperature == 0):
-        raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
-    check_prompts(model, prompts, prefix or [], max_new_tokens)
+    check_request(model, prompts, prefix or [], max_new_tokens, temperature, top_p, return_logprobs)
     N = len(prompts) * n_samples
     question = torch.tensor(range(len(prompts)) if question_ids is None else question_ids)
     eos = torch.tensor([eos_id] if isinstance(eos_id, int) else eos_id)
@@ -81,6 +80,7 @@ def generate(
         for step in range(max_new_tokens):
             ids = batch.ids  # (R,): which of the N completions the rows of h are
             logits = F.linear(h, model.head_weight).float()[: len(ids)]  # (R, V)
+            check_logits(logits)
             # ABLATION: other logits, another way to draw from them
             u = uniform_noise(seed, question[ids // n_samples], ids % n_samples, step)
             new = sample_tokens(logits, u.to(logits.device), temperature, top_p)  # (R,)
@@ -263,15 +263,6 @@ def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> t
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
 
 
-def check_prompts(model, prompts: list[list[int]], prefix: list[int], max_new_tokens: int) -> None:
-    if not prompts or not all(prompts):
-        raise UserError("a prompt without tokens cannot be continued; give each at least one, for instance end-of-text")
-    n, limit = len(prefix) + max(map(len, prompts)), model.config.block_size
-    if n + max_new_tokens > limit:
-        what = f"prompt of {n} tokens + {max_new_tokens} new tokens"
-        raise UserError(f"{what} exceeds the context of {limit}; shorten one")
-
-
 @contextlib.contextmanager
 def evaluation_mode(model):
     was_training = model.training
@@ -334,6 +325,34 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
 
 
+# --------------------------------------------------------------------------------------------------- what is refused
+def check_request(model, prompts, prefix, max_new_tokens, temperature, top_p, return_logprobs) -> None:
+    """UserError for what `generate` cannot do. The least temperature is one that keeps logits / temperature finite."""
+    V, limit = model.config.vocab_size, model.config.block_size
+    if not prompts or not all(prompts):
+        raise UserError("a prompt without tokens cannot be continued; give each at least one, for instance end-of-text")
+    if odd := [i for row in (prefix, *prompts) for i in row if not 0 <= i < V]:
+        raise UserError(f"token {odd[0]} of a prompt is not among the model's {V}; encode with the model's tokenizer")
+    n = len(prefix) + max(map(len, prompts))
+    if n + max_new_tokens > limit:
+        what = f"prompt of {n} tokens + {max_new_tokens} new tokens"
+        raise UserError(f"{what} exceeds the context of {limit}; shorten one")
+    if not (temperature == 0 or 1e-6 <= temperature < math.inf) or not 0 < top_p <= 1:
+        got = f"temperature {temperature:g} and top-p {top_p:g}"
+        raise UserError(f"{got}: give a temperature of 0 (greedy) or at least 1e-6, and a top-p above 0, at most 1")
+    if return_logprobs and (top_p < 1 or temperature == 0):
+        raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
+
+
+def check_logits(logits: torch.Tensor) -> None:
+    """UserError unless logits (R, V) are finite: a token drawn from NaN looks like any other. If their sum is finite,
+    they are; looking at each of them takes 30 times as long."""
+    if not bool(logits.sum().isfinite()) and (bad := int((~logits.isfinite()).any(-1).sum())):
+        what = f"the logits of {bad} of {len(logits)} rows are NaN or infinite"
+        why = "the model's weights or activations are not finite"
+        raise UserError(f"{what}: {why}; use another checkpoint, or --dtype float32 if it was not")
+
+
 # ----------------------------------------------------------------------------------------------------------- scoring
 @torch.no_grad()
 def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 8192) -> list[list[tuple[float, bool]]]:
@@ -372,6 +391,7 @@ def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in rows], device=device)[:, None]
     targets = pad_rows(rows, h.shape[1], device)[real]
     logits = F.linear(h[real], model.head_weight).float()
+    check_logits(logits)
     scores, wrong = torch.zeros(real.shape, device=device), torch.zeros(real.shape, dtype=torch.bool, device=device)
     scores[real], wrong[real] = token_logprobs(logits, targets), logits.argmax(-1) != targets
     found = list(zip(scores.cpu().double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))

@@ -8,7 +8,7 @@ from tiny import BYTES, EOT, bigram_model, chain_table, tiny_model
 
 from common import UserError
 from data.math_qa import StopStrings
-from sample import inverse_cdf, sample_tokens, uniform_noise
+from sample import check_logits, inverse_cdf, sample_tokens, uniform_noise
 
 NEVER = 256  # as eos_id: the tiny models rarely say it
 GROUPED = dict(post_norm=True, qk_norm=True, tied=False, n_kv_head=1)
@@ -264,10 +264,60 @@ def test_context_overflow_and_its_edge():
             model.generate([prompt, [3]], prefix=prefix, n_samples=1, max_new_tokens=7, eos_id=NEVER)
 
 
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("settings", [{}, dict(temperature=0), dict(top_p=0.9), dict(return_logprobs=True)])
+def test_logits_that_are_not_finite_are_refused(value, settings):
+    """One weight of a block, or of the embedding of a token that a single prompt holds, or activations that overflow
+    though every weight is finite. Id 0, or the last one, would be drawn without a word."""
+    one, embedding, overflow = (tiny_model(scale=1.0, tied=False) for _ in range(3))
+    with torch.no_grad():
+        one.blocks[1].mlp.c_proj.weight[3, 5] = value
+        embedding.wte.weight[77] = value
+        overflow.norm_f.weight.fill_(3e38)
+        overflow.lm_head.weight.mul_(100)
+    for model in (one, embedding, overflow):
+        model.train()
+        with pytest.raises(UserError, match="rows are NaN or infinite.*weights or activations are not finite"):
+            model.generate([[1, 2], [3, 77]], n_samples=3, max_new_tokens=4, eos_id=NEVER, **settings)
+        with pytest.raises(UserError, match="not finite"):
+            model.continuation_logprobs([[1, 2], [3, 77]], [[[5], [6, 7]], [[8]]])
+        assert model.training
+    embedding.generate([[1, 2]], n_samples=3, max_new_tokens=1, eos_id=NEVER, **settings)  # never reads token 77
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_check_logits(value):
+    check_logits(torch.full((4, 300), 3e38))  # finite, though the sum is not
+    check_logits(torch.full((4, 300), -3e38))
+    logits = torch.randn(4, 300)
+    check_logits(logits)
+    logits[2, 299] = value
+    with pytest.raises(UserError, match="of 1 of 4 rows"):
+        check_logits(logits)
+
+
 @pytest.mark.parametrize(("prompts", "prefix"), [([], []), ([[1], []], []), ([[1], []], [2, 3])])
 def test_prompts_without_tokens_are_refused(prompts, prefix):
     with pytest.raises(UserError, match="prompt without tokens"):
         tiny_model().generate(prompts, prefix=prefix, n_samples=1, max_new_tokens=1, eos_id=NEVER)
+
+
+@pytest.mark.parametrize("prefix", [[], [2]])
+@pytest.mark.parametrize("odd", [-1, 97, 127, 10**6])
+def test_ids_outside_the_vocabulary_are_refused(odd, prefix):
+    """The tables have 128 rows for 97 ids: an id of padding would be read as if it meant something."""
+    model = tiny_model(vocab_size=97)
+    for prompts, before in (([[1], [3, odd]], prefix), ([[1]], [*prefix, odd])):
+        with pytest.raises(UserError, match=f"token {odd} .* 97"):
+            model.generate(prompts, prefix=before, n_samples=1, max_new_tokens=1, eos_id=96)
+
+
+@pytest.mark.parametrize("settings", [dict(temperature=t) for t in (-1, math.nan, math.inf, 1e-40)])
+@pytest.mark.parametrize("top_p", [1.0, 0.0, -0.1, 1.1, math.nan])
+def test_settings_without_meaning_are_refused(settings, top_p):
+    with pytest.raises(UserError, match="give a temperature of 0 .* top-p above 0"):
+        tiny_model().generate([[1]], n_samples=1, max_new_tokens=1, eos_id=NEVER, top_p=top_p, **settings)
 
 
 @pytest.mark.parametrize("settings", [dict(top_p=0.9), dict(temperature=0)])
