@@ -123,6 +123,23 @@ def read_jsonl(path: str | os.PathLike, dropped: list[str] | None = None) -> Ite
         dropped.append(str(error))  # a gzip file that ends early
 
 
+def read_rows(path: str | os.PathLike, dropped: list[str] | None = None) -> Iterator[tuple[str, dict]]:
+    """(file and place, object) of a JSONL file, or of a .json file that holds an array; `dropped` as in read_jsonl."""
+    with open_bytes(path) as file:
+        is_array = suffix(path) == ".json" and file.read(1000).lstrip()[:1] == b"["
+    if not is_array:
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path, dropped))
+        return
+    for number, row in enumerate(read_json(path, "JSON array of objects", list), 1):
+        if isinstance(row, dict):
+            yield f"{path}: item {number}", row
+            continue
+        what = f"{path}: item {number}: expected a JSON object, got {type(row).__name__}"
+        if dropped is None:
+            raise UserError(f"{what}; mend or remove it")
+        dropped.append(what)
+
+
 def field(row: dict, key: str, kind: type | tuple[type, ...], where: str | os.PathLike, mend: str = MEND) -> Any:
     """row[key], which must be of this kind: a bool is no number, a float may be written as an integer and is finite.
     `where`: the file, for the error."""

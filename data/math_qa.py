@@ -1,5 +1,5 @@
-r"""Math questions: loading, templates, few-shot prefixes, stop strings, answer extraction and reward, all in one place,
-so that SFT, RL and evaluation cannot disagree.
+r"""Math questions: loading, templates, few-shot prefixes and stop strings, all in one place, so that SFT, RL and
+evaluation cannot disagree. What a completion states and whether it is right: data/grading.py.
 
 | task      | rows                                                         | splits                                    |
 |-----------|--------------------------------------------------------------|-------------------------------------------|
@@ -19,16 +19,14 @@ from train with a fixed seed and are not in the train split that is returned.
 """
 
 import argparse
-import gzip
-import json
+import math
 import os
 import random
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +34,16 @@ import tiktoken
 import torch
 
 from common import UserError, run
+from data.files import read_jsonl, read_rows
+from data.grading import (
+    answers_equal,
+    boxed_answer,
+    clean,
+    extract_answer,
+    parse_number,
+    reward,
+    reward_flexible,
+)
 from data.tokenizer import token_bytes
 
 WORLD_TASKS = ("gsm", "hard")
@@ -49,6 +57,7 @@ TASKS = WORLD_TASKS + tuple(REAL_FILES)
 NUMERIC_TASKS = ("gsm", "hard", "gsm8k", "svamp")  # their gold answers must be numbers
 HELD_OUT = {"gsm8k": 500, "math": 500, "openmath": 1000}  # validation questions, at most a tenth of train
 HELD_OUT_SEED = 42
+ODD_ROWS = 0.01  # share of a file's rows that may be odd: they are left out and counted; more are refused
 
 
 @dataclass
@@ -125,11 +134,11 @@ def format_target(question: Question, solution: str, template: Template) -> str:
 
 def few_shot_prefix(train_questions: Sequence[Question], n_shot: int, seed: int, template: Template) -> str:
     """`n_shot` worked exemplars drawn once with `seed`, the same for every question; goes before `format_prompt`."""
-    if n_shot < 0 or n_shot > len(train_questions):
-        raise UserError(
-            f"--n-shot {n_shot}: the train split has {len(train_questions)} questions; ask for 0 to that many"
-        )
-    chosen = random.Random(seed).sample(list(train_questions), n_shot)
+    worked = [q for q in train_questions if q.solutions]
+    if not 0 <= n_shot <= len(worked):
+        what = f"the train split has {len(worked)} questions with solutions"
+        raise UserError(f"--n-shot {n_shot}: {what}; ask for 0 to that many")
+    chosen = random.Random(seed).sample(worked, n_shot)
     exemplars = (format_prompt(q, template) + format_target(q, q.solutions[0], template) for q in chosen)
     return "".join(text + template.shot_separator for text in exemplars)
 
@@ -198,133 +207,19 @@ class StopStrings:
         return cut(text, self.stops)
 
 
-# ---------------------------------------------------------------- answers
-MAX_DIGITS = 200  # longer numbers are compared as text: no quadratic big-number work on what a model babbles
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-_LAST_NUMBER = re.compile(
-    rf"(?:(?<![0-9A-Za-z)])[-+])?\\?\$?(?:{_INTEGER}(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)(?:/[0-9]+)?"
-)
-_NUMBER_THEN_WORDS = re.compile(rf"([-+]?\\?\$?[-+]?{_INTEGER}(?:\.[0-9]+)?)\s+(?:[A-Za-z]{{2}}|[0-9])")
-_BRACES = re.compile(r"(\\boxed\s*\{)|\\[{}]|([{}])")
-_DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
-_RATIONAL = re.compile(
-    rf"(?P<sign>[-+]?)(?:(?P<num>{_DECIMAL})(?:/(?P<den>[-+]?(?:{_DECIMAL})))?"
-    rf"|\\[dt]?frac(?:\{{(?P<fnum>[-+]?(?:{_DECIMAL}))\}}|(?P<fnum1>[0-9]))(?:\{{(?P<fden>[-+]?(?:{_DECIMAL}))\}}|(?P<fden1>[0-9])))"
-)
-
-
-def boxed_answer(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{..}`, braces nested to any depth; one pass, so long texts cost nothing."""
-    best, stack = None, []  # stack of (start of a box's content | None for a plain brace)
-    for match in _BRACES.finditer(text):
-        if match.group(1):
-            stack.append(match.end())
-        elif match.group(2) == "{":
-            stack.append(None)
-        elif match.group(2) == "}" and stack:
-            start = stack.pop()
-            if start is not None and (best is None or start > best[0]):
-                best = (start, match.start())
-    return text[slice(*best)].strip() or None if best else None
-
-
-def extract_answer(text: str, flexible: bool = False) -> str | None:
-    r"""The answer a text states, or None: what follows the first `####` on its line, else the last `\boxed{..}`;
-    with `flexible`, else the last number. Of "#### 72 dollars" the number is taken. A final period is dropped."""
-    answer = None
-    if "####" in text:
-        answer = text.split("####", 2)[1].lstrip(" \t").split("\n", 1)[0].strip()
-        number = _NUMBER_THEN_WORDS.match(answer)
-        answer = number.group(1) if number else answer
-    answer = answer or boxed_answer(text)
-    if not answer and flexible:
-        answer = next(iter([m.group() for m in _LAST_NUMBER.finditer(text)][-1:]), None)
-    return (answer.removesuffix(".").strip() or None) if answer else None
-
-
-def _clean(answer: str) -> str:
-    r"""Drop `$`, `\$`, spaces (LaTeX's too), thousands commas (not those of a bracketed list) and one final period."""
-    text = answer.replace("\\$", "").replace("$", "").replace("\\!", "").replace("\\,", "")
-    text = text.replace("\\ ", " ").replace("\\;", " ").replace("\\:", " ")
-    if not any(bracket in text for bracket in "(["):
-        text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
-    return "".join(text.split()).removesuffix(".")
-
-
-def parse_number(answer: str) -> Fraction | None:
-    r"""Exact value of an integer, decimal, `a/b` or `\frac{a}{b}` (also \dfrac, \tfrac); None for anything else."""
-    text = _clean(answer)
-    match = _RATIONAL.fullmatch(text) if len(text) <= MAX_DIGITS else None
-    if match is None:
-        return None
-    part = match.groupdict()
-    top, bottom = part["num"] or part["fnum"] or part["fnum1"], part["den"] or part["fden"] or part["fden1"] or "1"
-    if not Fraction(bottom):
-        return None
-    value = Fraction(top) / Fraction(bottom)
-    return -value if part["sign"] == "-" else value
-
-
-def answers_equal(a: str | None, b: str | None) -> bool:
-    """Same cleaned text, or same exact rational. No percent, unit or base conversion. None never equals None."""
-    if a is None or b is None:
-        return False
-    text_a, text_b = _clean(a), _clean(b)
-    if not text_a or not text_b:
-        return False
-    if text_a == text_b:
-        return True
-    value = parse_number(a)
-    return value is not None and value == parse_number(b)
-
-
-def reward(completion: str, gold: str) -> float:
-    r"""1.0 when the answer stated by `####` or `\boxed{}` equals `gold`, else 0.0. The training reward."""
-    return float(answers_equal(extract_answer(completion), gold))
-
-
-def reward_flexible(completion: str, gold: str) -> float:
-    """As `reward`, but the last number counts when no marker states an answer. For evaluation only."""
-    return float(answers_equal(extract_answer(completion, flexible=True), gold))
-
-
+# ---------------------------------------------------------------- loading
 def guess_floor(train_answers: Iterable[str], test_answers: Iterable[str], ks: Iterable[int]) -> dict[int, float]:
     """pass@k of answers drawn blindly from the training answers: mean over test of 1 - (1 - share of the answer)^k."""
 
     def key(answer: str):
         value = parse_number(answer)
-        return _clean(answer) if value is None else value
+        return clean(answer) if value is None else value
 
     shares, tests = Counter(map(key, train_answers)), [key(answer) for answer in test_answers]
     total = sum(shares.values())
     if not total or not tests:
         raise UserError("guess floor: no training or no test answers; give both")
     return {k: sum(1 - (1 - shares[t] / total) ** k for t in tests) / len(tests) for k in ks}
-
-
-# ---------------------------------------------------------------- loading
-def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSONL file, gzipped or not; blank lines are passed over. Errors name file and line."""
-    path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(
-                        f"{path}:{number}: expected a JSON object, got {type(row).__name__}; mend that line"
-                    )
-                yield number, row
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove that line") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}:{number + 1}: not UTF-8 text; convert the file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read it ({error}); check the path and that the file is whole") from None
 
 
 def find_file(relative: str, folder: str | os.PathLike | None) -> Path:
@@ -339,23 +234,19 @@ def find_file(relative: str, folder: str | os.PathLike | None) -> Path:
 
 def _text(row: dict, key: str, where: str) -> str:
     value = row.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(int(value) if value == int(value) else value) if abs(value) < 1e15 else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
+        value = f"{Decimal(repr(value)).normalize():f}" if isinstance(value, float) else str(value)  # never 1e-06
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key!r} must be text that is not empty, got {value!r}; mend that row")
+        raise UserError(f"{where}: {key!r} must be text that is not empty, got {value!r:.60}; mend that row")
     return value.strip()
 
 
 def _read_row(row: dict, where: str) -> tuple[str, str, str, str]:
-    """(problem, solution, gold, source) of a row of any of the schemas above."""
+    """(problem, solution or "", gold, source) of a row of any of the schemas above."""
     if "expected_answer" in row:
-        source = str(row.get("problem_source", ""))
-        return (
-            _text(row, "problem", where),
-            _text(row, "generated_solution", where),
-            _text(row, "expected_answer", where),
-            source,
-        )
+        solution = _text(row, "generated_solution", where) if "generated_solution" in row else ""
+        problem, gold = _text(row, "problem", where), _text(row, "expected_answer", where)
+        return problem, solution, gold, str(row.get("problem_source", ""))
     if "question" in row:
         solution = re.sub(r"<<[^<>\n]*>>", "", _text(row, "answer", where))
         return _text(row, "question", where), solution, extract_answer(solution) or "", "gsm8k"
@@ -363,37 +254,56 @@ def _read_row(row: dict, where: str) -> tuple[str, str, str, str]:
         body, gold = _text(row, "Body", where), _text(row, "Answer", where)
         problem = body + (" " if body[-1] in ".,?!" else ". ") + _text(row, "Question", where)
         return problem, f"{row.get('Equation', '')} = {gold}\n#### {gold}", gold, "svamp"
-    if "solution" in row:
-        solution = _text(row, "solution", where)
-        return (
-            _text(row, "problem", where),
-            solution,
-            _text(row, "answer", where) if "answer" in row else boxed_answer(solution) or "",
-            "math",
-        )
+    if "problem" in row and ("solution" in row or "answer" in row):
+        solution = _text(row, "solution", where) if "solution" in row else ""
+        gold = _text(row, "answer", where) if "answer" in row else boxed_answer(solution) or ""
+        return _text(row, "problem", where), solution, gold, "math"
     keys = ", ".join(sorted(map(str, row)))[:80]
     raise UserError(f"{where}: keys {keys!r} are of no known question file; see the table in data/math_qa.py")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    if path.suffix != ".json":
-        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
-        return
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read it as JSON ({error}); check the file") from None
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f"{path}: expected a JSON array of objects; check the file")
-    yield from ((f"{path}: item {number}", row) for number, row in enumerate(items, 1))
+def _read_questions(path: Path, task: str) -> list[Question]:
+    """Questions of a file, rows of the same problem together. Odd rows (no JSON, no gold answer that the task can use,
+    another gold answer than the problem's first) are left out and counted, if there are no more than ODD_ROWS."""
+    questions: dict[str, Question] = {}
+    rows, refused, odd = 0, 0, []
+    for where, row in read_rows(path, odd):
+        rows += 1
+        try:
+            problem, solution, gold, source = _read_row(row, where)
+            if not gold or (task in NUMERIC_TASKS and parse_number(gold) is None):
+                raise UserError(f"{where}: gold answer {gold!r:.60} cannot be parsed; mend or remove that row")
+            if row.get("is_correct") is False or (task in WORLD_TASKS and source != task):
+                continue  # files of sampled solutions mark the wrong ones; a world's file holds both tiers
+            known = questions.get(problem) or Question(f"{task}/{len(questions)}", problem, [], gold, source)
+            if gold != known.answer and not answers_equal(known.answer, gold):
+                earlier = f"but an earlier row of the same problem has {known.answer!r:.60}"
+                raise UserError(f"{where}: gold answer {gold!r:.60}, {earlier}; mend one")
+        except UserError as error:
+            odd.append(str(error))
+            refused += 1
+            continue
+        questions[problem] = known
+        if solution and solution not in known.solutions:
+            known.solutions.append(solution)
+    if odd:
+        rows += len(odd) - refused  # those that are no JSON were not handed on
+        count = f"{len(odd):,} of {rows:,} rows are odd"
+        if len(odd) > ODD_ROWS * rows:
+            raise UserError(f"{odd[0]} ({count}; at most {ODD_ROWS:.0%} may be, and are left out)")
+        print(f"note: {count} and left out; the first: {odd[0]}")
+    if not questions:
+        reason = f"no row has problem_source {task!r}" if rows else "the file is empty"
+        raise UserError(f"{path}: no questions ({reason}); make or fetch the file again")
+    return list(questions.values())
 
 
 def load_questions(path_or_folder: str | os.PathLike | None, task: str, split: str) -> list[Question]:
     """Questions of one task and split, in file order. `path_or_folder`: a world folder, a folder that holds the real
     files, or one question file (then `task` says how to read its gold, and `split` is held out of it as above).
 
-    Rows of the same problem become one question with several solutions. UserError: no such file or split, empty file,
-    malformed line, a gold answer that cannot be parsed (not a number; for math and openmath: empty).
+    Rows of the same problem become one question with several solutions, or none where the file has only answers.
+    UserError: no such file or split, empty file, too many odd rows (not JSON, a gold answer that cannot be parsed).
     """
     if task not in TASKS:
         raise UserError(f"task {task!r}: unknown; give one of {', '.join(TASKS)}")
@@ -411,28 +321,7 @@ def load_questions(path_or_folder: str | os.PathLike | None, task: str, split: s
             raise UserError(f"{path}: no such file; make the world with `python -m data.world`, or give its folder")
     path = path or find_file(files["train" if split == "val" else split], given)
 
-    questions: dict[str, Question] = {}
-    rows = 0
-    for where, row in _rows(path):
-        rows += 1
-        problem, solution, gold, source = _read_row(row, where)
-        if not gold or (task in NUMERIC_TASKS and parse_number(gold) is None):
-            raise UserError(f"{where}: gold answer {gold!r} cannot be parsed; mend or remove that row")
-        if row.get("is_correct") is False:
-            continue  # files of sampled solutions mark the wrong ones
-        if task in WORLD_TASKS and source != task:
-            continue
-        known = questions.setdefault(problem, Question(f"{task}/{len(questions)}", problem, [], gold, source))
-        if not answers_equal(known.answer, gold):
-            raise UserError(
-                f"{where}: gold answer {gold!r}, but an earlier row of the same problem has {known.answer!r}; mend one"
-            )
-        if solution not in known.solutions:
-            known.solutions.append(solution)
-    if not questions:
-        reason = f"no row has problem_source {task!r}" if rows else "the file is empty"
-        raise UserError(f"{path}: no questions ({reason}); make or fetch the file again")
-    found = list(questions.values())
+    found = _read_questions(path, task)
     if not has_val or split == "test":
         return found
     n_val = min(HELD_OUT[task], len(found) // 10)

@@ -1,10 +1,9 @@
-r"""Math questions: answers, rewards, templates, stop strings, loaders.   pytest -q tests/data/test_math_qa.py"""
+r"""Math questions: templates, stop strings, loaders.   pytest -q tests/data/test_math_qa.py"""
 
+import gzip
 import json
 import os
 import sys
-from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,18 +13,14 @@ from data.math_qa import (
     TEMPLATES,
     Question,
     StopStrings,
-    answers_equal,
-    boxed_answer,
     cut,
     encode_prompts,
-    extract_answer,
     few_shot_prefix,
     format_prompt,
     format_target,
     guess_floor,
     load_questions,
     main,
-    parse_number,
     reward,
     reward_flexible,
     template_for,
@@ -39,123 +34,7 @@ needs_real_data = pytest.mark.skipif(
 BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
 
 
-# ---------------------------------------------------------------- answers
-@pytest.mark.parametrize(
-    "text, strict, flexible",
-    [
-        ("7+5=12. #### 12\n", "12", "12"),
-        ("#### 12.05", "12.05", "12.05"),
-        ("#### -3", "-3", "-3"),
-        ("#### 18.\n", "18", "18"),
-        ("#### 72 dollars", "72", "72"),
-        ("#### 5 6", "5", "5"),
-        ("#### 1\nQ: next\nA: #### 2\n", "1", "1"),  # the first, not a later question's
-        (r"#### \frac{1}{2} and \boxed{3}", r"\frac{1}{2} and \boxed{3}", r"\frac{1}{2} and \boxed{3}"),
-        ("#### 3 #### 4", "3", "3"),
-        (r"\boxed{1} so \boxed{\frac{a}{b_{1}}}.", r"\frac{a}{b_{1}}", r"\frac{a}{b_{1}}"),
-        (r"\boxed{5", None, "5"),
-        (r"\boxed{4} then \boxed{5", "4", "4"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}", r"\{1, 2\}"),
-        (r"\boxed{\boxed{7}}", "7", "7"),
-        (r"\boxed{}", None, None),
-        ("####", None, None),
-        ("#### \n so 9", None, "9"),
-        ("So it is 1,234.", None, "1,234"),
-        ("It costs $-5.50.", None, "-5.50"),
-        ("5 - 3 = 2, thus 7-3", None, "3"),
-        ("about .4.", None, ".4"),
-        ("it is 3/4.", None, "3/4"),
-        ("1,2,3", None, "3"),
-        ("no digits", None, None),
-        ("", None, None),
-    ],
-)
-def test_extract_answer(text, strict, flexible):
-    assert extract_answer(text) == strict
-    assert extract_answer(text, flexible=True) == flexible
-
-
-@pytest.mark.parametrize(
-    "a, b",
-    [
-        ("12", "12.0"),
-        ("12.05", "12.050"),
-        ("$1,234.", "1234"),
-        (r"\$5", "5"),
-        (".4", "2/5"),
-        ("0.5", r"\frac{1}{2}"),
-        (r"\dfrac{1}{2}", r"\tfrac{2}{4}"),
-        (r"-\frac{1}{2}", "-.5"),
-        (r"\frac{-1}{2}", "-1/2"),
-        (r"\frac12", "1/2"),
-        ("+7", "7"),
-        ("007", "7"),
-        ("5.", "5"),
-        ("1 / 3", "2/6"),
-        (r"10,\!000", "10000"),
-        ("x + 1", "x+1"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"\left(3,\frac{\pi}{2}\right)"),
-        ("9" * 300, "9" * 300),  # as text
-    ],
-)
-def test_equal_answers(a, b):
-    assert answers_equal(a, b) and answers_equal(b, a)
-
-
-@pytest.mark.parametrize(
-    "a, b",
-    [
-        (None, None),
-        (None, "1"),
-        ("", ""),
-        ("$", "."),
-        ("1", "-1"),
-        ("50%", "0.5"),
-        ("50%", "50"),
-        ("10", "2"),
-        ("1e2", "100"),
-        ("1/0", "1/0.0"),
-        ("0.3333333333", "1/3"),
-        ("(1,234)", "(1234)"),
-        ("1, 234", "1234"),
-        ("12,34", "1234"),
-        ("five", "5"),
-        ("9" * 300, "9" * 300 + ".0"),  # too long to be read as a number
-        ("__import__('os')", "0"),
-    ],
-)
-def test_unequal_answers(a, b):
-    assert not answers_equal(a, b) and not answers_equal(b, a)
-
-
-def test_parse_number_is_exact():
-    assert parse_number("12.05") == Fraction(241, 20)
-    assert parse_number(r"-\frac{1.5}{3}") == Fraction(-1, 2)
-    assert [
-        parse_number(text) for text in ("1e9", "1/0", "--1", "1.2.3", "", "٣", "1_000", "inf", "nan", "9" * 5000)
-    ] == [None] * 10
-
-
-def test_rewards():
-    assert reward("7+5=12. #### 12", "12") == 1.0 and reward(r"\boxed{12.0}", "12") == 1.0
-    assert reward("so 12", "12") == 0.0 and reward_flexible("so 12", "12") == 1.0
-    assert reward("#### -12", "12") == 0.0 and reward_flexible("#### 13, no, 12", "12") == 0.0
-    assert reward("no answer", None) == 0.0 and reward_flexible("none", None) == 0.0
-
-
-def test_odd_text_costs_nothing_and_raises_nothing():
-    for text in (
-        r"\boxed{" * 50_000,
-        "}" * 50_000,
-        "1," * 50_000,
-        "9" * 100_000,
-        "#### " + "1" * 100_000,
-        "$" * 50_000,
-    ):
-        assert reward(text, "1") == 0.0 and reward_flexible(text, "2") == 0.0
-    assert boxed_answer(r"\boxed{" * 50_000 + "}" * 50_000) is None  # the innermost is empty
-
-
+# ---------------------------------------------------------------- templates
 def test_guess_floor_by_hand():
     # training answers 1, 1, 2, 3 -> shares 1/2, 1/4, 1/4; test answers 1.0 and 9: only the first can be guessed
     floor = guess_floor(["1", "1", "2", "3"], ["1.0", "9"], [1, 2])
@@ -164,7 +43,6 @@ def test_guess_floor_by_hand():
         guess_floor([], ["1"], [1])
 
 
-# ---------------------------------------------------------------- templates
 TRAIN = [
     Question(f"gsm/{n}", f"What is {n}+1?", [f"{n}+1={n + 1}. #### {n + 1}", "other"], str(n + 1), "gsm")
     for n in range(9)
@@ -306,6 +184,49 @@ def test_validation_is_held_out_of_train(tmp_path):
     assert [q.qid for q in val] == [q.qid for q in load_questions(path, "gsm8k", "val")]
 
 
+def test_golds_are_json_numbers_of_any_form(tmp_path):
+    golds = {"5": "5", "2.50": "2.5", "1e-06": "0.000001", "1E3": "1000", "-0.1": "-0.1", "1e16": "1" + 16 * "0"}
+    rows = [f'{{"Body": "B{n}.", "Question": "Q?", "Answer": {gold}}}' for n, gold in enumerate(golds)]
+    (tmp_path / "s.json").write_text(f"[{', '.join(rows)}]")
+    questions = load_questions(tmp_path / "s.json", "svamp", "test")
+    assert [q.answer for q in questions] == list(golds.values())
+    assert all(reward(f"#### {gold}", q.answer) for gold, q in zip(golds, questions, strict=True))
+
+
+def test_odd_files_are_read(tmp_path):
+    """A byte order mark, spaces for thousands, an id of 5,000 digits, answers without solutions; any case of suffix."""
+    files = {
+        "bom.JSONL": ("\ufeff" + '{"question": "1+1?", "answer": "#### 2"}\n', "gsm8k", "2"),
+        "space.jsonl": ('{"question": "1000+1?", "answer": "#### 1 001"}\n', "gsm8k", "1001"),
+        "thin.jsonl": ('{"question": "1000+1?", "answer": "#### 1\u202f001"}\n', "gsm8k", "1001"),
+        "huge.jsonl": ('{"question": "1+1?", "answer": "#### 2", "id": %s}\n' % ("9" * 5000), "gsm8k", "2"),
+        "only.json": ('[{"problem": "1+1?", "answer": 2}]', "gsm8k", "2"),
+        "openmath.jsonl": ('{"problem": "1+1?", "expected_answer": "2"}', "openmath", "2"),
+    }
+    for name, (text, task, gold) in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        for path in (tmp_path / name, tmp_path / f"{name}.gz"):
+            (question,) = load_questions(path, task, "train")
+            assert reward(f"#### {gold}", question.answer) == 1.0, path
+    (question,) = load_questions(tmp_path / "only.json", "gsm8k", "train")
+    with pytest.raises(UserError, match="0 questions with solutions"):
+        few_shot_prefix([question], 1, 0, TEMPLATES["gsm8k"])
+
+
+def test_odd_rows_among_many_are_left_out_and_counted(tmp_path, capsys):
+    rows = [world_row(f"P{n}", "s", str(n)) for n in range(300)]
+    odd = [world_row("E", "s", ""), world_row("P7", "s", "8"), '{"problem": "torn']
+    path = write(tmp_path / "test.jsonl", rows[:100] + odd + rows[100:])
+    questions = load_questions(tmp_path, "gsm", "test")
+    assert [(q.qid, q.answer) for q in questions] == [(f"gsm/{n}", str(n)) for n in range(300)]
+    note = capsys.readouterr().out
+    assert note.startswith("note: 3 of 303 rows are odd") and f"{path}:101: 'expected_answer'" in note
+    write(path, rows + odd + [world_row("five", "s", "five")])
+    with pytest.raises(UserError, match=r"test.jsonl:301: .*4 of 304 rows are odd; at most 1%"):
+        load_questions(tmp_path, "gsm", "test")
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [
@@ -358,16 +279,6 @@ def test_real_files(task, split, n):
     template = template_for(task)
     for q in questions:
         assert reward(format_target(q, q.solutions[0], template), q.answer) == 1.0, q.qid
-
-
-@needs_real_data
-def test_scoring_agrees_with_published_verdicts():
-    scorers = {"math_qwen_samples_a": reward, "gsm8k_model_solutions_a": reward_flexible}
-    for name, score in scorers.items():
-        lines = Path(REAL_DATA, "multi_solution", f"{name}.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        wrong = [r for r in rows if score(r["generated_solution"], r["expected_answer"]) != float(r["is_correct"])]
-        assert rows and not wrong
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
