@@ -287,10 +287,11 @@ class GPT(nn.Module):
                 x = block(x, cos, sin, lambda q, k, v, layer=layer: attend(layer, q, k, v))
         return self.norm_f(x)
 
-    def logprobs(self, hidden, targets, temperature: float = 1.0):
+    def logprobs(self, hidden, targets, temperature: float = 1.0, entropy: bool = False):
         """hidden (N, C), targets (N,) -> log-prob of the targets under softmax(logits / temperature), log-sum-exp and
-        entropy, each (N,) float32; no (N, V) tensor is kept."""
-        return linear_logprob(hidden, self.head_weight, targets, temperature=temperature, impl=self.impl)
+        entropy (None unless asked for), each (N,) float32; no (N, V) tensor is kept."""
+        settings = dict(temperature=temperature, entropy=entropy, impl=self.impl)
+        return linear_logprob(hidden, self.head_weight, targets, **settings)
 
     def forward(self, idx, targets=None, first=None):
         """idx (B, T) -> logits (B, T, V), or with targets (B, T) the mean next-token loss; first: see hidden()."""
@@ -299,10 +300,16 @@ class GPT(nn.Module):
             return F.linear(h, self.head_weight)
         return -self.logprobs(h.flatten(0, 1), targets.flatten())[0].mean()
 
-    def completion_logprobs(self, prompts: list[list[int]], completions: list[list[int]], temperature: float = 1.0):
-        """Log-probs of completions after their prompts, and the entropy at each token (detached): (B, T) float32
-        each, with mask (B, T), T the longest completion. The mask comes from lengths, never from ids, so end-of-text
-        is scored like any token.
+    def completion_logprobs(
+        self,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ):
+        """Log-probs of completions after their prompts, and if asked for the entropy at each token (detached), else
+        None: (B, T) float32 each, with mask (B, T), T the longest completion. The mask comes from lengths, never from
+        ids, so end-of-text is scored like any token.
 
         All tokens lie in one row without pads, prompt p and then its completions; neighbouring rows of one prompt
         share it (`Packed`). Only completion positions meet the head.
@@ -320,9 +327,9 @@ class GPT(nn.Module):
         lengths = torch.tensor([len(c) for c in completions], device=self.device)
         mask = torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]
         targets = torch.tensor([t for c in completions for t in c], device=self.device)
-        scored, _, entropy = self.logprobs(h.index_select(0, packed.scoring), targets, temperature)
+        scored, _, at_each = self.logprobs(h.index_select(0, packed.scoring), targets, temperature, entropy)
         grid = torch.zeros(mask.shape, dtype=scored.dtype, device=self.device)
-        return grid.masked_scatter(mask, scored), grid.masked_scatter(mask, entropy.detach()), mask
+        return grid.masked_scatter(mask, scored), grid.masked_scatter(mask, at_each.detach()) if entropy else None, mask
 
     generate = generate  # the sampler of RL and evaluation
     continuation_logprobs = continuation_logprobs  # of the choices of likelihood benchmarks

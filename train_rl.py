@@ -251,7 +251,7 @@ def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=N
     for i, part in enumerate(signal_micro_batches(batch, rows, args)):
         prompts, completions = batch.rows(part)
         with device.autocast():
-            logprobs, entropy, mask = model.completion_logprobs(prompts, completions, args.temperature)
+            logprobs, entropy, mask = model.completion_logprobs(prompts, completions, args.temperature, entropy=True)
             ref_logprobs = None
             if ref is not None:
                 with torch.no_grad():

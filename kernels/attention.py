@@ -29,7 +29,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernels.attention_torch import attention_torch
-from kernels.dispatch import choose_impl, target_of, to_autocast
+from kernels.dispatch import check_devices, choose_impl, on_device, target_of, to_autocast
+from kernels.tiles import DELTA_BLOCK, HEAD_SIZES, attention_tiles
 
 try:
     import triton
@@ -37,51 +38,40 @@ try:
 except ImportError:
     triton = None
 
-HEAD_SIZES = (32, 64, 128)
 LOG2E = math.log2(math.e)
-DELTA_BLOCK = 64  # queries a program of _attn_bwd_delta
 
 
 # ---------------------------------------------------------------- Triton kernels
-# Tiles by target and head size: forward, dk/dv and dq, each (BLOCK_M queries, BLOCK_N keys, warps, stages), for 16-bit
-# inputs. docs/kernels.md has the registers, spills and shared bytes of every row; kernels/README.md says how they were
-# chosen. Float32 (ieee, no tensor cores) and the interpreter take one small tile everywhere.
-TILES = {
-    ("sm80", 64): ((128, 64, 8, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
-    ("sm80", 128): ((128, 32, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
-    ("sm90", 64): ((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-    ("sm90", 128): ((128, 64, 8, 2), (32, 64, 8, 2), (64, 32, 4, 2)),
-    ("sm100", 64): ((128, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
-    ("sm100", 128): ((128, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2)),
-    ("gfx942", 64): ((128, 64, 4, 1), (32, 64, 4, 1), (64, 32, 4, 1)),
-    ("gfx942", 128): ((128, 32, 8, 1), (32, 64, 8, 1), (64, 32, 8, 1)),
-}
-SMALL_TILES = ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))
-
-
-def tiles_for(target: str, D: int, dtype: torch.dtype):
-    """The row of TILES for a forward, dk/dv and dq; head size 32 takes the row of 64."""
-    return SMALL_TILES if target == "interpreter" or dtype == torch.float32 else TILES[target, max(D, 64)]
-
-
 if triton is not None:
 
     @triton.jit
-    def _scores2(q, k, offs_m, offs_n, first, scale2, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-        """One tile of s in base 2, (BLOCK_M, BLOCK_N): exp s = 2 ** (s log2 e). Not visible: -inf."""
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    def _scores(q, k, offs_m, offs_n, first, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+        """One tile of <q, k>, (BLOCK_M, BLOCK_N), -inf where not visible. Its scale waits for the exponent: exp(scale
+        <q, k> - max) = 2 ** (<q, k> scale2 - max2) is one multiply-add and one exp2."""
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED:
             visible = (offs_n[None, :] <= offs_m[:, None]) & (offs_n[None, :] >= first[:, None])
             s = tl.where(visible, s, float("-inf"))
         return s
 
     @triton.jit
-    def _load_rows(ptr, start, stride, T, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
-        """Rows start..start+ROWS-1 of a (T, HEAD_DIM) matrix, zeros past its end. The offset of the first row is int64,
-        since T * stride may pass 2**31; offsets within the tile are int32, which takes half the registers."""
+    def _load_rows(ptr, start, stride, T, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, EDGE: tl.constexpr = True):
+        """Rows start..start+ROWS-1 of a (T, HEAD_DIM) matrix; EDGE: zeros past its end, else all rows are inside. The
+        offset of the first row is int64, since T * stride may pass 2**31; offsets within the tile are int32, which
+        takes half the registers."""
         r, d = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
         ptr += tl.cast(start, tl.int64) * stride
-        return tl.load(ptr + r[:, None] * stride + d[None, :], mask=(r < T - start)[:, None], other=0.0)
+        if EDGE:
+            return tl.load(ptr + r[:, None] * stride + d[None, :], mask=(r < T - start)[:, None], other=0.0)
+        return tl.load(ptr + r[:, None] * stride + d[None, :])
+
+    @triton.jit
+    def _load_stat(ptr, start, T, other, ROWS: tl.constexpr, EDGE: tl.constexpr):
+        """One float32 a row, as `_load_rows`."""
+        r = start + tl.arange(0, ROWS)
+        if EDGE:
+            return tl.load(ptr + r, mask=r < T, other=other)
+        return tl.load(ptr + r)
 
     @triton.jit
     def _store_rows(ptr, x, start, stride, T, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
@@ -113,13 +103,13 @@ if triton is not None:
         """Take keys lo..hi-1 into the running maximum m_i, sum l_i and weighted sum acc."""
         for n0 in range(lo, hi, BLOCK_N):
             offs_n = n0 + tl.arange(0, BLOCK_N)
-            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM)
-            s = _scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION)
-            new_m = tl.maximum(m_i, tl.max(s, 1))  # m_i starts finite, so a row that sees nothing stays finite too
-            p = tl.exp2(s - new_m[:, None])
+            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM, MASKED)
+            s = _scores(q, k, offs_m, offs_n, first, MASKED, PRECISION)
+            new_m = tl.maximum(m_i, tl.max(s, 1) * scale2)  # m_i starts finite: a row that sees nothing stays finite
+            p = tl.exp2(s * scale2 - new_m[:, None])
             scale = tl.exp2(m_i - new_m)
             l_i = l_i * scale + tl.sum(p, 1)
-            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM)
+            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM, MASKED)
             acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
             m_i = new_m
         return acc, l_i, m_i
@@ -146,16 +136,23 @@ if triton is not None:
         m_i = tl.full([BLOCK_M], -1e30, tl.float32)
         l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
         acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
-        for phase in tl.static_range(3):  # the mask's left edge, the free middle, the diagonal
-            start = lo if phase == 0 else left if phase == 1 else right
-            stop = left if phase == 0 else right if phase == 1 else hi
+        if HAS_FIRST:  # the left edge
             acc, l_i, m_i = _fwd_keys(
-                acc, l_i, m_i, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, start, stop, T, scale2,
-                BLOCK_N, HEAD_DIM, phase != 1, PRECISION,
+                acc, l_i, m_i, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
+                BLOCK_N, HEAD_DIM, True, PRECISION,
             )  # fmt: skip
-        seen = l_i > 0
-        o = tl.where(seen[:, None], acc / tl.where(seen, l_i, 1.0)[:, None], 0.0)
-        lse = tl.where(seen, m_i + tl.log2(l_i), float("inf"))  # exp2(s - inf) = 0: the backward needs no special case
+        acc, l_i, m_i = _fwd_keys(  # full
+            acc, l_i, m_i, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
+            BLOCK_N, HEAD_DIM, False, PRECISION,
+        )  # fmt: skip
+        acc, l_i, m_i = _fwd_keys(  # the diagonal
+            acc, l_i, m_i, q, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
+            BLOCK_N, HEAD_DIM, True, PRECISION,
+        )  # fmt: skip
+        sees = first <= offs_m  # any key at all. Asking l_i > 0 instead would turn a NaN into "sees nothing"
+        l_i = tl.where(sees, l_i, 1.0)
+        o = tl.where(sees[:, None], acc / l_i[:, None], 0.0)
+        lse = tl.where(sees, m_i + tl.log2(l_i), float("inf"))  # exp2(s - inf) = 0: the backward needs no special case
         base = bh.to(tl.int64) * T
         _store_rows(o_ptr + base * HEAD_DIM, o, m0, HEAD_DIM, T, BLOCK_M, HEAD_DIM)
         tl.store(lse_ptr + base + offs_m, lse, mask=offs_m < T)
@@ -184,32 +181,32 @@ if triton is not None:
         """Add what queries lo..hi-1 of one head send to a block of keys. Tiles are transposed: (keys, queries)."""
         for m0 in range(lo, hi, BLOCK_M):
             offs_m = m0 + tl.arange(0, BLOCK_M)
-            q = _load_rows(q_ptr, m0, stride_q, T, BLOCK_M, HEAD_DIM)
-            lse = tl.load(lse_ptr + offs_m, mask=offs_m < T, other=float("inf"))  # rows past the end: p = 0
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+            q = _load_rows(q_ptr, m0, stride_q, T, BLOCK_M, HEAD_DIM, MASKED)
+            lse = _load_stat(lse_ptr, m0, T, float("inf"), BLOCK_M, MASKED)  # rows past the end: p = 0
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             if MASKED:
                 visible = offs_n[:, None] <= offs_m[None, :]
                 if HAS_FIRST:
                     first = tl.load(first_ptr + offs_m, mask=offs_m < T, other=0)
                     visible &= offs_n[:, None] >= first[None, :]
                 s = tl.where(visible, s, float("-inf"))
-            p = tl.exp2(s - lse[None, :])
-            g = _load_rows(g_ptr, m0, stride_g, T, BLOCK_M, HEAD_DIM)
+            p = tl.exp2(s * scale2 - lse[None, :])
+            g = _load_rows(g_ptr, m0, stride_g, T, BLOCK_M, HEAD_DIM, MASKED)
             dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
-            delta = tl.load(delta_ptr + offs_m, mask=offs_m < T, other=0.0)
+            delta = _load_stat(delta_ptr, m0, T, 0.0, BLOCK_M, MASKED)
             ds = p * (tl.dot(v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
         return dk, dv
 
     @triton.jit
     def _attn_bwd_dkdv(
-        q_ptr, k_ptr, v_ptr, first_ptr, last_ptr, g_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+        q_ptr, k_ptr, v_ptr, first_ptr, range_ptr, g_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
         stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
-        stride_gb, stride_gh, stride_gt, H, H_kv, T, scale, scale2,
+        stride_gb, stride_gh, stride_gt, B, H, H_kv, T, scale, scale2,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_FIRST: tl.constexpr,
         PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. last: see `_last_query`."""
+        """dk, dv of one block of keys of one key head, (B, H_kv, T, D) contiguous. range: see `_query_ranges`."""
         blocks = tl.cdiv(T, BLOCK_N)
         n0 = tl.program_id(0) % blocks * BLOCK_N
         bh = tl.program_id(0) // blocks
@@ -217,25 +214,34 @@ if triton is not None:
         offs_n = n0 + tl.arange(0, BLOCK_N)
         k = _load_rows(k_ptr + b * stride_kb + h_kv * stride_kh, n0, stride_kt, T, BLOCK_N, HEAD_DIM)
         v = _load_rows(v_ptr + b * stride_vb + h_kv * stride_vh, n0, stride_vt, T, BLOCK_N, HEAD_DIM)
-        hi = T
-        if HAS_FIRST:
-            hi = tl.load(last_ptr + b * blocks + n0 // BLOCK_N)
         lo = n0 // BLOCK_M * BLOCK_M
         diagonal = tl.cdiv(n0 + BLOCK_N, BLOCK_M) * BLOCK_M  # from here on causality hides no key of the block
+        full, hi = T, T
+        if HAS_FIRST:
+            full = tl.load(range_ptr + b * blocks + n0 // BLOCK_N)
+            hi = tl.load(range_ptr + (B + b) * blocks + n0 // BLOCK_N)
+        right = tl.maximum(diagonal, full // BLOCK_M * BLOCK_M)
         dk = tl.zeros([BLOCK_N, HEAD_DIM], dtype=tl.float32)
         dv = tl.zeros([BLOCK_N, HEAD_DIM], dtype=tl.float32)
         for r in range(0, H // H_kv):
             h = h_kv * (H // H_kv) + r
             row = (b * H + h) * T
             q_head, g_head = q_ptr + b * stride_qb + h * stride_qh, g_ptr + b * stride_gb + h * stride_gh
-            for phase in tl.static_range(2):  # the diagonal, the rest
-                start = lo if phase == 0 else diagonal
-                stop = tl.minimum(diagonal, hi) if phase == 0 else hi
-                dk, dv = _dkdv_queries(
-                    dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
-                    stride_qt, stride_gt, offs_n, start, stop, T, scale2,
-                    BLOCK_M, HEAD_DIM, HAS_FIRST, phase == 0 or HAS_FIRST, PRECISION,
-                )  # fmt: skip
+            dk, dv = _dkdv_queries(  # the diagonal
+                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
+                stride_qt, stride_gt, offs_n, lo, tl.minimum(diagonal, hi), T, scale2,
+                BLOCK_M, HEAD_DIM, HAS_FIRST, True, PRECISION,
+            )  # fmt: skip
+            dk, dv = _dkdv_queries(  # full
+                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
+                stride_qt, stride_gt, offs_n, diagonal, right, T, scale2,
+                BLOCK_M, HEAD_DIM, HAS_FIRST, False, PRECISION,
+            )  # fmt: skip
+            dk, dv = _dkdv_queries(  # queries that see a part of the block, and those at the end of the row
+                dk, dv, k, v, q_head, g_head, lse_ptr + row, delta_ptr + row, first_ptr + b * T,
+                stride_qt, stride_gt, offs_n, right, hi, T, scale2,
+                BLOCK_M, HEAD_DIM, HAS_FIRST, True, PRECISION,
+            )  # fmt: skip
         out = bh.to(tl.int64) * T * HEAD_DIM
         _store_rows(dk_ptr + out, dk * scale, n0, HEAD_DIM, T, BLOCK_N, HEAD_DIM)
         _store_rows(dv_ptr + out, dv, n0, HEAD_DIM, T, BLOCK_N, HEAD_DIM)
@@ -248,9 +254,9 @@ if triton is not None:
         """Add what keys lo..hi-1 send to a block of queries."""
         for n0 in range(lo, hi, BLOCK_N):
             offs_n = n0 + tl.arange(0, BLOCK_N)
-            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM)
-            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM)
-            p = tl.exp2(_scores2(q, k, offs_m, offs_n, first, scale2, MASKED, PRECISION) - lse[:, None])
+            k = _load_rows(k_ptr, n0, stride_k, T, BLOCK_N, HEAD_DIM, MASKED)
+            v = _load_rows(v_ptr, n0, stride_v, T, BLOCK_N, HEAD_DIM, MASKED)
+            p = tl.exp2(_scores(q, k, offs_m, offs_n, first, MASKED, PRECISION) * scale2 - lse[:, None])
             ds = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
         return dq
@@ -279,78 +285,124 @@ if triton is not None:
         delta = tl.load(delta_ptr + base + offs_m, mask=offs_m < T, other=0.0)
         first, lo, left, right, hi = _key_range(first_ptr, b, offs_m, m0, T, BLOCK_M, BLOCK_N, HAS_FIRST)
         dq = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
-        for phase in tl.static_range(3):
-            start = lo if phase == 0 else left if phase == 1 else right
-            stop = left if phase == 0 else right if phase == 1 else hi
+        if HAS_FIRST:  # the left edge, full, the diagonal: as in the forward
             dq = _dq_keys(
-                dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, start, stop, T, scale2,
-                BLOCK_N, HEAD_DIM, phase != 1, PRECISION,
+                dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, lo, left, T, scale2,
+                BLOCK_N, HEAD_DIM, True, PRECISION,
             )  # fmt: skip
+        dq = _dq_keys(
+            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, left, right, T, scale2,
+            BLOCK_N, HEAD_DIM, False, PRECISION,
+        )  # fmt: skip
+        dq = _dq_keys(
+            dq, q, g, lse, delta, k_ptr, v_ptr, stride_kt, stride_vt, offs_m, first, right, hi, T, scale2,
+            BLOCK_N, HEAD_DIM, True, PRECISION,
+        )  # fmt: skip
         _store_rows(dq_ptr + base * HEAD_DIM, dq * scale, m0, HEAD_DIM, T, BLOCK_M, HEAD_DIM)
 
 
-def _last_query(first, block: int):
-    """(B, key blocks) int32: one past the last query that sees any key of the block, where dk/dv may stop. A running
-    minimum from the right makes it hold for any `first`; on a GPU nobody checks that `first` is sorted."""
-    T = first.shape[1]
+def _query_ranges(first, block: int):
+    """(2, B, key blocks) int32: up to which query all see every key of the block (`full`), and one past the last query
+    that sees any (`hi`), causality apart. The running maximum from the left and minimum from the right make both hold
+    for any `first`; on a GPU nobody checks that it is sorted."""
+    (B, T), device = first.shape, first.device
+    highest = first.cummax(1).values.contiguous()
     lowest = first.flip(1).cummin(1).values.flip(1).contiguous()
-    ends = torch.arange(block, T + block, block, device=first.device, dtype=first.dtype) - 1  # last key of each block
-    return torch.searchsorted(lowest, ends.expand(len(first), -1).contiguous(), right=True).int()
+    start = torch.arange(0, T, block, device=device, dtype=first.dtype).expand(B, -1).contiguous()
+    full = torch.searchsorted(highest, start, right=True)
+    return torch.stack((full, torch.searchsorted(lowest, start + (block - 1), right=True))).int()
+
+
+# ---------------------------------------------------------------- launches
+def _options(q, first, tile) -> dict:
+    """Constexprs and launch options of the three kernels that walk over tiles."""
+    sizes = dict(BLOCK_M=tile.queries, BLOCK_N=tile.keys, HEAD_DIM=q.shape[3], HAS_FIRST=first is not None)
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    return sizes | dict(PRECISION=precision, num_warps=tile.warps, num_stages=tile.stages)
+
+
+def _strides(*tensors) -> tuple[int, ...]:
+    return tuple(stride for x in tensors for stride in x.stride()[:3])
+
+
+def attention_forward(q, k, v, first, tile):
+    """o in q's dtype and lse (B, H, T) float32 in base 2."""
+    (B, H, T, D), H_kv = q.shape, k.shape[1]
+    o = torch.empty(B, H, T, D, dtype=q.dtype, device=q.device)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    with on_device(q):
+        _attn_fwd[(triton.cdiv(T, tile.queries) * B * H,)](
+            q, k, v, q if first is None else first, o, lse, *_strides(q, k, v), H, H_kv, T, LOG2E * D**-0.5,
+            **_options(q, first, tile),
+        )  # fmt: skip
+    return o, lse
+
+
+def attention_delta(o, g):
+    (B, H, T, D) = o.shape
+    delta = torch.empty(B, H, T, dtype=torch.float32, device=o.device)
+    with on_device(o):
+        _attn_bwd_delta[(triton.cdiv(T, DELTA_BLOCK) * B * H,)](
+            o, g, delta, *_strides(g), H, T, BLOCK_M=DELTA_BLOCK, HEAD_DIM=D, num_warps=4, num_stages=2
+        )
+    return delta
+
+
+def attention_dkdv(q, k, v, first, g, lse, delta, tile):
+    (B, H, T, D), H_kv = q.shape, k.shape[1]
+    dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+    ranges = q if first is None else _query_ranges(first, tile.keys)
+    with on_device(q):
+        _attn_bwd_dkdv[(triton.cdiv(T, tile.keys) * B * H_kv,)](
+            q, k, v, q if first is None else first, ranges, g, lse, delta, dk, dv, *_strides(q, k, v, g), B, H, H_kv, T,
+            D**-0.5, LOG2E * D**-0.5, **_options(q, first, tile),
+        )  # fmt: skip
+    return dk, dv
+
+
+def attention_dq(q, k, v, first, g, lse, delta, tile):
+    (B, H, T, D), H_kv = q.shape, k.shape[1]
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    with on_device(q):
+        _attn_bwd_dq[(triton.cdiv(T, tile.queries) * B * H,)](
+            q, k, v, q if first is None else first, g, lse, delta, dq, *_strides(q, k, v, g), H, H_kv, T, D**-0.5,
+            LOG2E * D**-0.5, **_options(q, first, tile),
+        )  # fmt: skip
+    return dq
+
+
+def _dense(x):
+    """The kernels take any strides but that of the head size, which is 1."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, first):
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        (B, H, T, D), H_kv = q.shape, k.shape[1]
-        BLOCK_M, BLOCK_N, warps, stages = tiles_for(target_of(q), D, q.dtype)[0]
-        o = torch.empty(B, H, T, D, dtype=q.dtype, device=q.device)
-        lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        precision = "ieee" if q.dtype == torch.float32 else "tf32"
-        options = dict(HEAD_DIM=D, HAS_FIRST=first is not None, PRECISION=precision)
-        if q.numel():
-            _attn_fwd[(triton.cdiv(T, BLOCK_M) * B * H,)](
-                q, k, v, q if first is None else first, o, lse, *strides, H, H_kv, T, LOG2E * D**-0.5,
-                BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **options, num_warps=warps, num_stages=stages,
-            )  # fmt: skip
+        q, k, v = map(_dense, (q, k, v))
+        if q.numel() == 0:
+            ctx.save_for_backward(q, k, v, None, None, None)
+            return torch.empty_like(q)
+        o, lse = attention_forward(q, k, v, first, attention_tiles(target_of(q), q.shape[3], q.dtype)[0])
         ctx.save_for_backward(q, k, v, first, o, lse)
-        ctx.options = options
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         q, k, v, first, o, lse = ctx.saved_tensors
-        g = g if g.stride(-1) == 1 else g.contiguous()
-        (B, H, T, D), H_kv = q.shape, k.shape[1]
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        if q.numel() == 0:
-            return dq, dk, dv, None
-        _, dkdv, dq_tile = tiles_for(target_of(q), D, q.dtype)
-        delta = torch.empty_like(lse)
-        _attn_bwd_delta[(triton.cdiv(T, DELTA_BLOCK) * B * H,)](
-            o, g, delta, *g.stride()[:3], H, T, BLOCK_M=DELTA_BLOCK, HEAD_DIM=D, num_warps=4, num_stages=2
-        )
-        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *g.stride()[:3])
-        scales = (D**-0.5, LOG2E * D**-0.5)
-        BLOCK_M, BLOCK_N, warps, stages = dkdv
-        last = q if first is None else _last_query(first, BLOCK_N)
-        first = q if first is None else first  # a pointer that is never read
-        _attn_bwd_dkdv[(triton.cdiv(T, BLOCK_N) * B * H_kv,)](
-            q, k, v, first, last, g, lse, delta, dk, dv, *strides, H, H_kv, T, *scales,
-            BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **ctx.options, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-        BLOCK_M, BLOCK_N, warps, stages = dq_tile
-        _attn_bwd_dq[(triton.cdiv(T, BLOCK_M) * B * H,)](
-            q, k, v, first, g, lse, delta, dq, *strides, H, H_kv, T, *scales,
-            BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **ctx.options, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-        return dq, dk, dv, None
+        if lse is None:
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), None
+        g = _dense(g)
+        _, dkdv, dq = attention_tiles(target_of(q), q.shape[3], q.dtype)
+        delta = attention_delta(o, g)
+        dk, dv = attention_dkdv(q, k, v, first, g, lse, delta, dkdv)
+        return attention_dq(q, k, v, first, g, lse, delta, dq), dk, dv, None
 
 
 def check_attention(q, k, v, first) -> None:
     """One sentence for every input that has no answer."""
+    check_devices("attention", q=q, k=k, v=v, first=first)
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"attention: got {shapes}; needs q (B, H, T, D) and k, v (B, H_kv, T, D)")

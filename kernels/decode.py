@@ -19,15 +19,14 @@ import math
 
 import torch
 
-from kernels.dispatch import choose_impl
+from kernels.dispatch import check_devices, choose_impl, on_device
+from kernels.tiles import DECODE_TILES, HEAD_SIZES
 
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-HEAD_SIZES = (32, 64, 128)
 
 
 # ---------------------------------------------------------------- masks and the definition
@@ -143,32 +142,41 @@ def prefix_tail_attention_torch(
     return out.view(B, H, Tq, D).to(dtype)
 
 
-# ---------------------------------------------------------------- Triton kernels
-# (BLOCK_M rows of the group, BLOCK_N keys, warps, stages) by head size, for every target: the work is reading keys, and
-# 16 rows is the least a tensor core takes. With 64 keys, head size 32 spilled on sm_90. Float32 reads fewer keys at a
-# time. docs/kernels.md has what they compile to.
-TILES = {32: (16, 128, 4, 2), 64: (16, 64, 4, 2), 128: (16, 64, 4, 2), "float32": (16, 32, 4, 2)}
+# ---------------------------------------------------------------- Triton kernels (log-sum-exps in base 2)
+PROGRAMS = 256  # enough for any GPU: with fewer prompts and heads the prefix is split over its keys
+SPLIT_KEYS = 256  # a split has at least these
 
 if triton is not None:
 
     @triton.jit
     def _decode_prefix(
-        q_ptr, k_ptr, v_ptr, first_ptr, length_ptr, part_ptr, stat_ptr,
-        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, G, scale2,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
+        q_ptr, k_ptr, v_ptr, row_of_ptr, first_ptr, length_ptr, part_ptr, stat_ptr,
+        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+        seats, H, H_kv, G, Tp, split_keys, scale2,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_SEATS: tl.constexpr,
+        HAS_FIRST: tl.constexpr, HAS_LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """BLOCK_M of the G * R queries that share a prompt's key head, over its keys. part (B, H, D) = a; stat (2, B,
-        H) = m_i, l_i."""
+        """BLOCK_M of the G * R queries that share a prompt's key head, over one split of its keys. part (splits, seats,
+        H, D) = acc; stat (2, splits, seats, H) = m_i, l_i."""
         p, h_kv = (tl.program_id(0) // H_kv).to(tl.int64), (tl.program_id(0) % H_kv).to(tl.int64)
+        split, splits = tl.program_id(2).to(tl.int64), tl.num_programs(2)
         R = H // H_kv
         row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
         real = row < G * R
-        i, h = p * G + row // R, h_kv * R + row % R  # which sample, which head
+        seat, h = p * G + row // R, h_kv * R + row % R  # which sample, which head
+        i = seat
+        if HAS_SEATS:
+            i = tl.load(row_of_ptr + seat, mask=real, other=0)
         d, n = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_N)
         q = tl.load(q_ptr + (i * stride_qb + h * stride_qh)[:, None] + d[None, :], mask=real[:, None], other=0.0)
         k_ptr += p * stride_kb + h_kv * stride_kh
         v_ptr += p * stride_vb + h_kv * stride_vh
-        start, stop = tl.load(first_ptr + p), tl.load(length_ptr + p)
+        start = tl.program_id(2) * split_keys
+        stop = tl.minimum(start + split_keys, Tp)
+        if HAS_FIRST:
+            start = tl.maximum(start, tl.load(first_ptr + p).to(tl.int32))
+        if HAS_LENGTHS:
+            stop = tl.minimum(stop, tl.load(length_ptr + p).to(tl.int32))
         m_i = tl.full([BLOCK_M], -1e30, tl.float32)
         l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
         acc = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
@@ -176,95 +184,113 @@ if triton is not None:
             slot = (n0 + n).to(tl.int64)
             valid = (n0 + n) < stop
             k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            s = tl.where(valid[None, :], s, float("-inf"))
-            new_m = tl.maximum(m_i, tl.max(s, 1))
-            e = tl.exp2(s - new_m[:, None])
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            scores = tl.where(valid[None, :], scores, float("-inf"))
+            new_m = tl.maximum(m_i, tl.max(scores, 1))
+            e = tl.exp2(scores - new_m[:, None])
             scale = tl.exp2(m_i - new_m)
             l_i = l_i * scale + tl.sum(e, 1)
             v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0)
             acc = tl.dot(e.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
             m_i = new_m
-        out = i * H + h
+        out = (split * seats + seat) * H + h
         tl.store(part_ptr + out[:, None] * HEAD_DIM + d[None, :], acc, mask=real[:, None])
         tl.store(stat_ptr + out, m_i, mask=real)
-        tl.store(stat_ptr + tl.cast(B, tl.int64) * H + out, l_i, mask=real)
+        tl.store(stat_ptr + tl.cast(splits, tl.int64) * seats * H + out, l_i, mask=real)
 
     @triton.jit
     def _decode_tail(
-        q_ptr, k_ptr, v_ptr, length_ptr, part_ptr, stat_ptr, o_ptr,
-        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt, B, H, H_kv, scale2,
-        BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+        q_ptr, k_ptr, v_ptr, seat_of_ptr, length_ptr, part_ptr, stat_ptr, o_ptr,
+        stride_qb, stride_qh, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+        seats, splits, H, H_kv, Tt, scale2,
+        BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_SEATS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     ):  # fmt: skip
-        """One query over its own tail, continuing from the prefix's m_i, l_i, a: the join is one more step of the
-        online softmax."""
+        """One query: the splits of its prefix joined, then its own tail. Both are steps of the online softmax."""
         out = tl.program_id(0).to(tl.int64)
         b, h = out // H, out % H
         h_kv = h // (H // H_kv)
+        seat, stop = b, Tt
+        if HAS_SEATS:
+            seat = tl.load(seat_of_ptr + b)
+        if HAS_LENGTHS:
+            stop = tl.minimum(tl.load(length_ptr + b).to(tl.int32), Tt)
         d, n = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_N)
+        m_i, l_i = -1e30, 0.0
+        acc = tl.zeros([HEAD_DIM], dtype=tl.float32)
+        for split in range(0, splits):
+            part = (split * tl.cast(seats, tl.int64) + seat) * H + h
+            m = tl.load(stat_ptr + part)
+            new_m = tl.maximum(m_i, m)
+            scale, weight = tl.exp2(m_i - new_m), tl.exp2(m - new_m)
+            l_i = l_i * scale + tl.load(stat_ptr + tl.cast(splits, tl.int64) * seats * H + part) * weight
+            acc = acc * scale + tl.load(part_ptr + part * HEAD_DIM + d) * weight
+            m_i = new_m
         q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d).to(tl.float32) * scale2
         k_ptr += b * stride_kb + h_kv * stride_kh
         v_ptr += b * stride_vb + h_kv * stride_vh
-        m_i = tl.load(stat_ptr + out)
-        l_i = tl.load(stat_ptr + tl.cast(B, tl.int64) * H + out)
-        acc = tl.load(part_ptr + out * HEAD_DIM + d)
-        stop = tl.load(length_ptr + b)
         for n0 in range(0, stop, BLOCK_N):
             slot = (n0 + n).to(tl.int64)
             valid = (n0 + n) < stop
             k = tl.load(k_ptr + slot[:, None] * stride_kt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
-            s = tl.where(valid, tl.sum(k * q[None, :], 1), float("-inf"))
-            new_m = tl.maximum(m_i, tl.max(s, 0))
-            e = tl.exp2(s - new_m)
+            scores = tl.where(valid, tl.sum(k * q[None, :], 1), float("-inf"))
+            new_m = tl.maximum(m_i, tl.max(scores, 0))
+            e = tl.exp2(scores - new_m)
             scale = tl.exp2(m_i - new_m)
             l_i = l_i * scale + tl.sum(e, 0)
             v = tl.load(v_ptr + slot[:, None] * stride_vt + d[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
             acc = acc * scale + tl.sum(e[:, None] * v, 0)
             m_i = new_m
-        o = acc / tl.where(l_i > 0, l_i, 1.0)  # no key at all: acc is 0
+        o = acc / tl.where(l_i == 0, 1.0, l_i)  # no key at all: acc is 0. A NaN stays
         tl.store(o_ptr + out * HEAD_DIM + d, o.to(o_ptr.dtype.element_ty))
-
-
-def _as_lengths(lengths, count: int, default: int, limit: int, device):
-    """int32 (count,) from None, a number or a tensor, held to 0..limit: no kernel reads past a cache."""
-    if lengths is None or isinstance(lengths, int):
-        lengths = torch.full((count,), default if lengths is None else lengths, device=device)
-    return lengths.to(device=device).expand(count).clamp(0, limit).to(torch.int32).contiguous()
 
 
 @torch.no_grad()
 def _decode_triton(
     q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, prefix_lengths, tail_lengths, seats
 ):
-    dense = lambda x: x if x.stride(-1) == 1 else x.contiguous()  # noqa: E731
-    q, prefix_k, prefix_v, tail_k, tail_v = map(dense, (q, prefix_k, prefix_v, tail_k, tail_v))
+    """Two launches and nothing else where caches are dense and lengths are None, a number (of tails) or tensors."""
+    q, prefix_k, prefix_v, tail_k, tail_v = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (q, prefix_k, prefix_v, tail_k, tail_v)
+    )
     (B, H, D), (P, H_kv, Tp, _), Tt = q.shape, prefix_k.shape, tail_k.shape[2]
     out = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
-    if B == 0:
-        return out
     wide = q.dtype == torch.float32
-    BLOCK_M, BLOCK_N, warps, stages = TILES["float32" if wide else D]
-    grid = q if seats is None else q[seats[1]]
-    part = torch.empty(len(grid), H, D, dtype=torch.float32, device=q.device)
-    stat = torch.empty(2, len(grid), H, dtype=torch.float32, device=q.device)
-    start, stop = _as_lengths(prefix_first, P, 0, Tp, q.device), _as_lengths(prefix_lengths, P, Tp, Tp, q.device)
+    BLOCK_M, BLOCK_N, warps, stages = DECODE_TILES["float32" if wide else D]
+    blocks = triton.cdiv(group_size * (H // H_kv), BLOCK_M)
+    splits = max(1, min(triton.cdiv(PROGRAMS, P * H_kv * blocks), Tp // SPLIT_KEYS))
+    split_keys = triton.cdiv(triton.cdiv(Tp, splits), BLOCK_N) * BLOCK_N
+    part = torch.empty(splits, P * group_size, H, D, dtype=torch.float32, device=q.device)
+    stat = torch.empty(2, splits, P * group_size, H, dtype=torch.float32, device=q.device)
+    seat_of, row_of = (q, q) if seats is None else seats  # pointers that are never read
+    if isinstance(prefix_lengths, int):
+        Tp, prefix_lengths = min(prefix_lengths, Tp), None
+    if isinstance(tail_lengths, int):
+        Tt, tail_lengths = min(tail_lengths, Tt), None
+    first, prefix_lengths, tail_lengths = (
+        None if x is None else x.expand(count).contiguous()
+        for x, count in ((prefix_first, P), (prefix_lengths, P), (tail_lengths, B))
+    )
     scale2 = math.log2(math.e) * D**-0.5
-    _decode_prefix[(P * H_kv, triton.cdiv(group_size * (H // H_kv), BLOCK_M))](
-        grid, prefix_k, prefix_v, start, stop, part, stat, *grid.stride()[:2], *prefix_k.stride()[:3],
-        *prefix_v.stride()[:3], len(grid), H, H_kv, group_size, scale2, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, HEAD_DIM=D,
-        PRECISION="ieee" if wide else "tf32", num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    if seats is not None:
-        part, stat = part[seats[0]], stat[:, seats[0]].contiguous()
-    _decode_tail[(B * H,)](
-        q, tail_k, tail_v, _as_lengths(tail_lengths, B, Tt, Tt, q.device), part, stat, out, *q.stride()[:2],
-        *tail_k.stride()[:3], *tail_v.stride()[:3], B, H, H_kv, scale2, BLOCK_N=BLOCK_N, HEAD_DIM=D, num_warps=warps,
-    )  # fmt: skip
+    with on_device(q):
+        _decode_prefix[(P * H_kv, blocks, splits)](
+            q, prefix_k, prefix_v, row_of, q if first is None else first,
+            q if prefix_lengths is None else prefix_lengths, part, stat, *q.stride()[:2], *prefix_k.stride()[:3],
+            *prefix_v.stride()[:3], P * group_size, H, H_kv, group_size, Tp, split_keys, scale2, BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N, HEAD_DIM=D, HAS_SEATS=seats is not None, HAS_FIRST=first is not None,
+            HAS_LENGTHS=prefix_lengths is not None, PRECISION="ieee" if wide else "tf32", num_warps=warps,
+            num_stages=stages,
+        )  # fmt: skip
+        _decode_tail[(B * H,)](
+            q, tail_k, tail_v, seat_of, q if tail_lengths is None else tail_lengths, part, stat, out, *q.stride()[:2],
+            *tail_k.stride()[:3], *tail_v.stride()[:3], P * group_size, splits, H, H_kv, Tt, scale2, BLOCK_N=BLOCK_N,
+            HEAD_DIM=D, HAS_SEATS=seats is not None, HAS_LENGTHS=tail_lengths is not None, num_warps=warps,
+        )  # fmt: skip
     return out
 
 
 def check_decode(q, prefix_k, prefix_v, prefix_first, tail_k, tail_v, group_size, seats) -> None:
     """One sentence for every input that has no answer."""
+    check_devices("decode_attention", q=q, prefix_k=prefix_k, prefix_v=prefix_v, tail_k=tail_k, tail_v=tail_v)
     B, H, D = q.shape if q.ndim == 3 else (-1, -1, -1)
     P, H_kv, _, prefix_D = prefix_k.shape if prefix_k.ndim == 4 else (-2, -2, -2, -2)
     fits = prefix_k.shape == prefix_v.shape and tail_k.shape == tail_v.shape and tail_k.ndim == 4 and D == prefix_D

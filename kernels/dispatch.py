@@ -7,6 +7,7 @@ the driver at import. Under TRITON_INTERPRET=1 Triton kernels run on CPU tensors
 with torch there.
 """
 
+import contextlib
 import os
 from functools import cache
 
@@ -32,8 +33,6 @@ def why_not_triton(tensor: torch.Tensor) -> str | None:
         return "Triton is not installed (its wheels exist for Linux only)"
     if tensor.device.type != "cuda" and not (interpreted() and tensor.device.type == "cpu"):
         return f"got a {tensor.device.type} tensor, Triton needs a GPU (or TRITON_INTERPRET=1, slow, for tests)"
-    if tensor.device.type == "cuda" and tensor.device.index not in (None, torch.cuda.current_device()):
-        return f"got a tensor on {tensor.device}, which is not the current device; call torch.cuda.set_device first"
     if (
         tensor.device.type == "cuda"
         and not torch.version.hip
@@ -96,14 +95,28 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype
 
 
+def on_device(tensor: torch.Tensor):
+    """A context in which Triton launches on this tensor's GPU: by itself it takes the current one, whatever that is."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+
+
+def check_devices(what: str, **tensors) -> None:
+    """ValueError unless all of the tensors (None: not given) lie on one device."""
+    found = {name: str(x.device) for name, x in tensors.items() if x is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{what}: got {', '.join(f'{n} on {d}' for n, d in found.items())}; needs one device")
+
+
 @cache
 def target_name(index: int) -> str:
-    """Key of the tile tables for CUDA device `index`: "sm80", "sm90" or "sm100", for others the nearest older one
-    (sm_120 takes sm_100's); "gfx942" for any of AMD's. Only these four were compiled, in 16 bit: docs/kernels.md."""
-    if torch.version.hip:
-        return "gfx942"
-    major = torch.cuda.get_device_capability(index)[0]
-    return "sm100" if major >= 10 else "sm90" if major == 9 else "sm80"
+    """Key of the tile tables for CUDA device `index`; any of AMD's takes gfx942's row."""
+    return "gfx942" if torch.version.hip else target_of_capability(torch.cuda.get_device_capability(index))
+
+
+def target_of_capability(capability: tuple[int, int]) -> str:
+    """By what matrix instructions a GPU has: sm_90 wgmma, sm_100 and sm_110 tensor memory, all others (sm_8x, and
+    sm_120, a consumer's Blackwell without tensor memory) the plain ones of sm_80."""
+    return {9: "sm90", 10: "sm100", 11: "sm100"}.get(capability[0], "sm80")
 
 
 def target_of(tensor: torch.Tensor) -> str:

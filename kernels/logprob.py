@@ -4,21 +4,24 @@ With logits z[n, v] = <hidden[n], weight[v]> / temperature, p = softmax(z) and y
 
     lse[n]     = log sum_v exp z[n, v]
     logp[n]    = z[n, y[n]] - lse[n]                   minus its mean is the cross-entropy; lse ** 2 is the z-loss
-    entropy[n] = lse[n] - sum_v p[n, v] z[n, v]
+    entropy[n] = lse[n] - sum_v p[n, v] z[n, v]        only where asked for
 
 The forward walks the vocabulary in tiles and keeps four numbers a row, rescaled whenever the running maximum m_i grows:
-m_i, l_i = sum exp(z - m_i), s = sum exp(z - m_i) (z - m_i), and z at the target. Then lse = m_i + log l_i, entropy =
-log l_i - s / l_i. The sums are taken relative to m_i, so logits of 1e4 cost no digits.
+m_i, l_i = sum exp(z - m_i), ez = sum exp(z - m_i) (z - m_i), and z at the target. Then lse = m_i + log l_i, entropy =
+log l_i - ez / l_i. The sums are taken relative to m_i, so logits of 1e4 cost no digits. Inside the kernels z, m_i and
+ez are in base 2 (times log2 e, since GPUs have 2^x); what leaves them, lse and entropy, is in base e.
 
 Gradient. d logp / d z_v = [v = y] - p_v, d lse / d z_v = p_v, d entropy / d z_v = -p_v (z_v - lse + entropy), so for
-upstream gradients a (of logp), b (of lse), c (of entropy), all (N,),
+upstream gradients g_logp, g_lse, g_entropy, each (N,),
 
-    dz[n, v] = a [v = y] + (b - a) p[n, v] - c p[n, v] (z[n, v] - lse + entropy)
+    dz[n, v] = g_logp [v = y] + (g_lse - g_logp) p[n, v] - g_entropy p[n, v] (z[n, v] - lse + entropy)
     d_hidden = dz @ weight / temperature,    d_weight = dz.T @ hidden / temperature
 
 which the backward forms one vocabulary chunk at a time into one reused buffer, recomputing z from hidden and weight;
 the products with weight and hidden are the library's. Bytes: naive keeps logits, log-softmax and their gradient, 12 N V
 at the peak; here N V is never stored: 16 N (forward) and one chunk (backward).
+
+logprob_torch.py has the definition, and the path for tensors that these kernels do not take.
 """
 
 import math
@@ -26,7 +29,9 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import choose_impl, matmul_dtype, target_of, to_autocast
+from kernels.dispatch import check_devices, choose_impl, on_device, target_of, to_autocast
+from kernels.logprob_torch import TorchLogprob, mark_invalid
+from kernels.tiles import LOGPROB_TILES
 
 try:
     import triton
@@ -35,185 +40,31 @@ except ImportError:
     triton = None
 
 LOG2E = math.log2(math.e)
-# Elements of the one large buffer. 2**23 (32 MB in float32) also holds the whole problem of a small world (8,192 rows,
-# 1,000 words): then the forward's exponentials stay in it and the backward is two products without recomputation.
-CHUNK = 2**23
-CPU_TILE = (256, 2048)  # rows, words: 2 MB of float32, which stays in cache between the passes over it
+SPLITS = 16  # of the vocabulary in the forward: 4,096 rows in blocks of 128 alone would leave most of a GPU idle
+GROUP = 8  # blocks of rows that take the vocabulary together, see `_row_and_column`
+GPU_CHUNK = 2**27  # elements of dz in the backward's buffer: 256 MB in bf16
 
 
-def linear_logprob_reference(hidden, weight, targets, temperature: float = 1.0):
-    """The definition, with the (N, V) logits in memory. Any dtype, any device. Same returns as `linear_logprob`."""
-    logits = hidden @ weight.T / temperature  # (N, V)
-    logp = logits.log_softmax(-1)
-    return logp.gather(1, targets[:, None])[:, 0], logits.logsumexp(-1), -(logp.exp() * logp).sum(-1)
-
-
-# ---------------------------------------------------------------- torch path
-def _product(a, b, out, scratch):
-    """out = a @ b in float32, by way of `scratch` when a and b are 16 bit. Returns out."""
-    if scratch is None:
-        return torch.mm(a, b, out=out)
-    return out.copy_(torch.mm(a, b, out=scratch))
-
-
-class _Tiles:
-    """The buffers of one pass: views of the same memory for every tile, whatever its size. Fresh pages are slow."""
-
-    def __init__(self, rows: int, words: int, like: torch.Tensor, count: int):
-        stat = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.stat = [torch.empty(rows * words, dtype=stat, device=like.device) for _ in range(count)]
-        self.low = None if like.dtype == stat else torch.empty(rows * words, dtype=like.dtype, device=like.device)
-
-    def view(self, rows: int, words: int):
-        """(statistics-dtype tiles..., 16-bit tile or None), each (rows, words)."""
-        cut = lambda buffer: None if buffer is None else buffer[: rows * words].view(rows, words)  # noqa: E731
-        return *map(cut, self.stat), cut(self.low)
-
-
-def _tile_sizes(N: int, V: int, device: torch.device) -> tuple[int, int]:
-    if device.type == "cpu":
-        return max(1, min(N, CPU_TILE[0])), min(V, CPU_TILE[1])
-    rows = max(1, min(N, 4096))
-    return rows, min(V, max(1024, CHUNK // rows))  # a GPU wants large products
-
-
-def _forward_torch(hidden, weight, targets, keep: bool):
-    """hidden (N, D) already divided by the temperature. Returns logp, lse, entropy (N,) and (l_i, exp(z - m_i)) if
-    kept, else ()."""
-    N, V = len(hidden), len(weight)
-    rows, words = _tile_sizes(N, V, hidden.device)
-    if keep:
-        words = V
-    tiles = _Tiles(rows, words, hidden, count=2)
-    stat = tiles.stat[0].dtype
-    m_i, l_i, s, zy = (torch.zeros(N, dtype=stat, device=hidden.device) for _ in range(4))
-    m_i.fill_(-math.inf)
-    kept = (
-        torch.empty(N, V, dtype=stat if tiles.low is None else tiles.low.dtype, device=hidden.device) if keep else None
-    )
-    for r in range(0, N, rows):
-        h, y = hidden[r : r + rows], targets[r : r + rows]
-        R = slice(r, r + len(h))
-        for v in range(0, V, words):
-            w = weight[v : v + words]
-            z, e, low = tiles.view(len(h), len(w))
-            if keep and low is None:
-                e = kept[R]
-            _product(h, w.T, z, low)
-            inside = (y >= v) & (y < v + len(w))
-            zy[R] += torch.where(inside, z.gather(1, (y - v).clamp(0, len(w) - 1)[:, None])[:, 0], 0)
-            new_m = torch.maximum(m_i[R], z.amax(1))
-            torch.exp(z.sub_(new_m[:, None]), out=e)
-            # The sums so far are relative to the old maximum: exp(z - m_i) = exp(z - old) exp(old - m_i), and likewise
-            # for s.
-            step = torch.where(l_i[R] > 0, m_i[R] - new_m, 0)
-            scale = step.exp()
-            s[R] = scale * (s[R] + step * l_i[R]) + z.mul_(e).sum(1)
-            l_i[R] = scale * l_i[R] + e.sum(1)
-            m_i[R] = new_m
-            if keep and low is not None:
-                kept[R] = e
-    log_l = l_i.log()
-    return zy - m_i - log_l, m_i + log_l, log_l - s / l_i, (l_i, kept) if keep else ()
-
-
-def _backward_torch(hidden, weight, lse, entropy, coef, c, kept, d_hidden, d_weight):
-    """Add dz's softmax part, coef p - c p (z - lse + entropy) with coef = b - a, to d_hidden (N, D) and d_weight (V,
-    D)."""
-    N, V = len(hidden), len(weight)
-    # A row's factor moves from the large dz = coef p to the small sides: dz @ w = coef (p @ w), dz.T @ h = p.T @ (coef
-    # h).
-    if kept and c is None:
-        l_i, e = kept
-        coef = (coef / l_i)[:, None]
-        d_hidden += coef * torch.mm(e, weight)
-        d_weight += torch.mm(e.T, (coef * hidden).to(hidden.dtype))
-        return
-    right = hidden if c is not None else (coef[:, None] * hidden).to(hidden.dtype)
-    left = torch.zeros_like(d_hidden)
-    rows, words = _tile_sizes(N, V, hidden.device)
-    tiles = _Tiles(rows, words, hidden, count=1)
-    for v in range(0, V, words):
-        w = weight[v : v + words]
-        for r in range(0, N, rows):
-            R = slice(r, min(r + rows, N))
-            p, low = tiles.view(R.stop - r, len(w))
-            _product(hidden[R], w.T, p, low).sub_(lse[R, None])  # log p
-            if c is None:
-                p.exp_()
-            else:
-                factor = coef[R, None] - c[R, None] * (p + entropy[R, None])
-                p.exp_().mul_(factor)
-            if low is None:
-                left[R].addmm_(p, w)
-                d_weight[v : v + len(w)].addmm_(p.T, right[R])
-            else:
-                low.copy_(p)
-                left[R] += torch.mm(low, w)
-                d_weight[v : v + len(w)] += torch.mm(low.T, right[R])
-    d_hidden += left if c is not None else left.mul_(coef[:, None])
-
-
-def _mark_invalid(x, targets, V: int):
-    """NaN where the target is no word. On a GPU nothing can raise without waiting for the device, so the loss says
-    it."""
-    return torch.where((targets >= 0) & (targets < V), x, math.nan)
-
-
-class _TorchLogprob(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature):
-        multiply = matmul_dtype(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(multiply), weight.to(multiply)
-            h = h if temperature == 1 else h / temperature
-            keep = any(ctx.needs_input_grad) and len(h) * len(w) <= CHUNK
-            logp, lse, entropy, kept = _forward_torch(h, w, targets, keep)
-        ctx.save_for_backward(hidden, weight, targets, lse, entropy, *kept)
-        ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
-        return _mark_invalid(logp, targets, len(w)), lse, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, a, b, c):
-        hidden, weight, targets, lse, entropy, *kept = ctx.saved_tensors
-        multiply = matmul_dtype(hidden)
-        a, b = (torch.zeros_like(lse) if g is None else g for g in (a, b))
-        a = _mark_invalid(a, targets, len(weight))
-        with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(multiply) / ctx.temperature, weight.to(multiply)
-            y = targets.clamp(0, len(w) - 1)
-            d_hidden = a[:, None] * w[y]  # the one-hot part of dz, a [v = y], is a gather and a scatter of rows
-            d_weight = torch.zeros(w.shape, dtype=lse.dtype, device=w.device).index_add_(0, y, a[:, None] * h)
-            _backward_torch(h, w, lse, entropy, b - a, c, kept, d_hidden, d_weight)
-        return (d_hidden / ctx.temperature).to(hidden.dtype), d_weight.to(weight.dtype), None, None
-
-
-# ---------------------------------------------------------------- Triton kernels (BLOCK_N rows, BLOCK_V words, BLOCK_D,
-# warps, stages) by target, for 16-bit and for float32 inputs; docs/kernels.md has what each compiles to. Float32
-# multiplies without tensor cores (ieee), so its tiles are small.
-TILES = {
-    "sm80": ((128, 128, 32, 8, 3), (64, 64, 32, 8, 2)),
-    "sm90": ((128, 128, 64, 8, 3), (64, 64, 32, 8, 2)),
-    "sm100": ((128, 128, 64, 8, 3), (64, 64, 32, 8, 2)),
-    "gfx942": ((128, 128, 32, 8, 2), (64, 64, 32, 4, 1)),
-    "interpreter": ((32, 64, 32, 4, 1), (32, 64, 32, 4, 1)),
-}
-SPLITS = (
-    16  # of the vocabulary in the forward: 4,096 rows in blocks of 128 alone would leave three quarters of a GPU idle
-)
-GPU_CHUNK = 2**26  # elements of d_logits in the backward's buffer: 128 MB in bf16
-
+# ---------------------------------------------------------------- Triton kernels
 if triton is not None:
+
+    @triton.jit
+    def _row_and_column(rows, columns, GROUP: tl.constexpr):
+        """Program -> (row block, column block). GROUP row blocks take all columns before the next GROUP begins: what
+        runs at one time reads few hidden states, which stay in L2, while the weight passes by once a group. Row by row
+        16k tokens of width 2048 (64 MB) would be read from memory again for every tile of the vocabulary."""
+        pid = tl.program_id(0)
+        start = pid // (GROUP * columns) * GROUP
+        height = tl.minimum(rows - start, GROUP)
+        inside = pid % (GROUP * columns)
+        return start + inside % height, inside // height
 
     @triton.jit
     def _logits2_tile(
         h_ptr, w_ptr, rows, cols, N, V, D, stride_hn, stride_hd, stride_wv, stride_wd, scale2,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """One tile of logits / temperature in base 2, (BLOCK_N, BLOCK_V): exp z = 2 ** (z log2 e), and GPUs have
-        exp2."""
+        """One tile of logits / temperature in base 2, (BLOCK_N, BLOCK_V)."""
         offs_d = tl.arange(0, BLOCK_D)
         h_row = h_ptr + rows.to(tl.int64)[:, None] * stride_hn
         w_row = w_ptr + cols.to(tl.int64)[:, None] * stride_wv
@@ -228,16 +79,17 @@ if triton is not None:
     @triton.jit
     def _logprob_fwd(
         h_ptr, w_ptr, y_ptr, part_ptr, N, V, D, split_words, stride_hn, stride_hd, stride_wv, stride_wd, scale2,
-        BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, ENTROPY: tl.constexpr,
+        GROUP: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
-        """Online sums of BLOCK_N rows over one split of the vocabulary: part (splits, 4, N) = m_i, l_i, s, z at the
-        target."""
-        split = tl.program_id(1)
-        rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        """Online sums of BLOCK_N rows over one split of the vocabulary: part (splits, 4, N) = m_i, l_i, z at the
+        target, ez (not written without ENTROPY)."""
+        block, split = _row_and_column(tl.cdiv(N, BLOCK_N), tl.cdiv(V, split_words), GROUP)
+        rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
         y = tl.load(y_ptr + rows, mask=rows < N, other=-1)
         m_i = tl.full([BLOCK_N], -1e30, tl.float32)
         l_i = tl.zeros([BLOCK_N], dtype=tl.float32)
-        s = tl.zeros([BLOCK_N], dtype=tl.float32)
+        ez = tl.zeros([BLOCK_N], dtype=tl.float32)
         zy = tl.zeros([BLOCK_N], dtype=tl.float32)
         for v0 in range(split * split_words, tl.minimum((split + 1) * split_words, V), BLOCK_V):
             cols = v0 + tl.arange(0, BLOCK_V)
@@ -252,25 +104,29 @@ if triton is not None:
             e = tl.exp2(z)
             step = m_i - new_m
             scale = tl.exp2(step)
-            s = scale * (s + step * l_i) + tl.sum(e * z, 1)
+            if ENTROPY:
+                ez = scale * (ez + step * l_i) + tl.sum(e * z, 1)
             l_i = scale * l_i + tl.sum(e, 1)
             m_i = new_m
         part = part_ptr + (split * 4).to(tl.int64) * N + rows
         tl.store(part, m_i, mask=rows < N)
         tl.store(part + N, l_i, mask=rows < N)
-        tl.store(part + 2 * N, s, mask=rows < N)
-        tl.store(part + 3 * N, zy, mask=rows < N)
+        tl.store(part + 2 * N, zy, mask=rows < N)
+        if ENTROPY:
+            tl.store(part + 3 * N, ez, mask=rows < N)
 
     @triton.jit
     def _logprob_bwd(
-        h_ptr, w_ptr, y_ptr, lse_ptr, ent_ptr, a_ptr, b_ptr, c_ptr, dz_ptr, v_start, v_stop, N, D,
+        h_ptr, w_ptr, y_ptr, lse_ptr, ent_ptr, g_logp_ptr, g_lse_ptr, g_ent_ptr, dz_ptr, v_start, v_stop, N, D,
         stride_hn, stride_hd, stride_wv, stride_wd, stride_dz, scale2, inv_temp,
-        BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, ENTROPY: tl.constexpr,
+        GROUP: tl.constexpr, PRECISION: tl.constexpr,
     ):  # fmt: skip
         """One tile of dz / temperature (formula in the file's docstring) for the words v_start..v_stop-1, into dz (N,
         chunk)."""
-        rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-        cols = v_start + tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+        block, column = _row_and_column(tl.cdiv(N, BLOCK_N), tl.cdiv(v_stop - v_start, BLOCK_V), GROUP)
+        rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        cols = v_start + column * BLOCK_V + tl.arange(0, BLOCK_V)
         z = _logits2_tile(
             h_ptr, w_ptr, rows, cols, N, v_stop, D, stride_hn, stride_hd, stride_wv, stride_wd, scale2,
             BLOCK_N, BLOCK_V, BLOCK_D, PRECISION,
@@ -278,77 +134,98 @@ if triton is not None:
         real = rows < N
         y = tl.load(y_ptr + rows, mask=real, other=-1)
         lse = tl.load(lse_ptr + rows, mask=real, other=0.0)
-        entropy = tl.load(ent_ptr + rows, mask=real, other=0.0)
-        a = tl.load(a_ptr + rows, mask=real, other=0.0)
-        b = tl.load(b_ptr + rows, mask=real, other=0.0)
-        c = tl.load(c_ptr + rows, mask=real, other=0.0)
-        logp = (z - lse[:, None] * 1.4426950408889634) * 0.6931471805599453  # back to base e
-        p = tl.exp2(z - lse[:, None] * 1.4426950408889634)
-        dz = p * ((b - a)[:, None] - c[:, None] * (logp + entropy[:, None]))
-        dz += tl.where(cols[None, :] == y[:, None], a[:, None], 0.0)
+        g_logp = tl.load(g_logp_ptr + rows, mask=real, other=0.0)
+        g_lse = tl.load(g_lse_ptr + rows, mask=real, other=0.0)
+        logp2 = z - lse[:, None] * 1.4426950408889634  # log p in base 2: lse came in base e
+        dz = tl.exp2(logp2) * (g_lse - g_logp)[:, None]
+        if ENTROPY:
+            entropy = tl.load(ent_ptr + rows, mask=real, other=0.0)
+            g_ent = tl.load(g_ent_ptr + rows, mask=real, other=0.0)
+            dz -= tl.exp2(logp2) * g_ent[:, None] * (logp2 * 0.6931471805599453 + entropy[:, None])
+        dz += tl.where(cols[None, :] == y[:, None], g_logp[:, None], 0.0)
         out = dz_ptr + rows.to(tl.int64)[:, None] * stride_dz + (cols - v_start)[None, :]
         tl.store(out, (dz * inv_temp).to(dz_ptr.dtype.element_ty), mask=real[:, None] & (cols < v_stop)[None, :])
 
 
+def _add_product(total, a, b) -> None:
+    """total += a @ b, total in float32. A library that has no such product of 16-bit matrices first rounds it."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda" and "dtype_out" in torch.ops.aten.addmm.overloads() and not torch.version.hip:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
 class _TritonLogprob(torch.autograd.Function):
     @staticmethod
-    def setup(hidden, weight, temperature):
+    def setup(hidden, weight, temperature, backward: bool):
         """What both kernels are launched with: the tile, the strides and the constexprs."""
-        wide = hidden.dtype == torch.float32
-        BLOCK_N, BLOCK_V, BLOCK_D, warps, stages = TILES[target_of(hidden)][wide]
-        tile = dict(BLOCK_N=BLOCK_N, BLOCK_V=BLOCK_V, BLOCK_D=BLOCK_D, PRECISION="ieee" if wide else "tf32")
-        return (*hidden.stride(), *weight.stride()), LOG2E / temperature, tile, dict(num_warps=warps, num_stages=stages)
+        tile = LOGPROB_TILES[target_of(hidden)][hidden.dtype == torch.float32][backward]
+        sizes = dict(BLOCK_N=tile.rows, BLOCK_V=tile.words, BLOCK_D=tile.width, GROUP=GROUP, PRECISION=tile.precision)
+        launch = dict(num_warps=tile.warps, num_stages=tile.stages)
+        return (*hidden.stride(), *weight.stride()), LOG2E / temperature, sizes, launch
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature):
+    def forward(ctx, hidden, weight, targets, temperature, entropy):
         (N, D), V = hidden.shape, len(weight)
-        strides, scale2, tile, launch = _TritonLogprob.setup(hidden, weight, temperature)
+        strides, scale2, tile, launch = _TritonLogprob.setup(hidden, weight, temperature, backward=False)
         words = triton.cdiv(triton.cdiv(V, SPLITS), tile["BLOCK_V"]) * tile["BLOCK_V"]
         splits = triton.cdiv(V, words)
         part = torch.empty(splits, 4, N, dtype=torch.float32, device=hidden.device)
         if N:
-            grid = (triton.cdiv(N, tile["BLOCK_N"]), splits)
-            _logprob_fwd[grid](hidden, weight, targets, part, N, V, D, words, *strides, scale2, **tile, **launch)
-        m_i, l_i, s, zy = part.unbind(1)  # (splits, N) each; join the splits as the kernel joins its tiles
+            with on_device(hidden):
+                _logprob_fwd[(triton.cdiv(N, tile["BLOCK_N"]) * splits,)](
+                    hidden, weight, targets, part, N, V, D, words, *strides, scale2, ENTROPY=entropy, **tile, **launch
+                )
+        m_i, l_i, zy, ez = part.unbind(1)  # (splits, N) each; join the splits as the kernel joins its tiles
         top = m_i.amax(0)
         scale = (m_i - top).exp2()
-        s = (scale * (s + (m_i - top) * l_i)).sum(0)
-        l_i = (scale * l_i).sum(0)
-        log_l = l_i.log2()
-        lse, entropy = (top + log_l) / LOG2E, (log_l - s / l_i) / LOG2E
-        ctx.save_for_backward(hidden, weight, targets, lse, entropy)
+        total = (scale * l_i).sum(0)
+        log_l = total.log2()
+        lse = (top + log_l) / LOG2E
+        ent = None
+        if entropy:
+            ent = (log_l - (scale * (ez + (m_i - top) * l_i)).sum(0) / total) / LOG2E
+        ctx.save_for_backward(hidden, weight, targets, lse, ent)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        return _mark_invalid((zy.sum(0) - top - log_l) / LOG2E, targets, V), lse, entropy
+        return mark_invalid((zy.sum(0) - top - log_l) / LOG2E, targets, V), lse, ent
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, a, b, c):
+    def backward(ctx, g_logp, g_lse, g_entropy):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         (N, D), V = hidden.shape, len(weight)
-        strides, scale2, tile, launch = _TritonLogprob.setup(hidden, weight, ctx.temperature)
-        a, b, c = (torch.zeros_like(lse) if g is None else g.contiguous() for g in (a, b, c))
-        a = _mark_invalid(a, targets, V)
+        strides, scale2, tile, launch = _TritonLogprob.setup(hidden, weight, ctx.temperature, backward=True)
+        tile["ENTROPY"] = g_entropy is not None
+        g_logp, g_lse = (torch.zeros_like(lse) if g is None else g.contiguous() for g in (g_logp, g_lse))
+        g_logp = mark_invalid(g_logp, targets, V)
+        entropy, g_entropy = (lse, lse) if g_entropy is None else (entropy, g_entropy.contiguous())  # or never read
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         words = min(V, max(1024, GPU_CHUNK // max(N, 1)))
         dz = torch.empty(N, words, dtype=hidden.dtype, device=hidden.device)
-        d_hidden = torch.zeros(N, D, dtype=torch.float32, device=hidden.device)
-        d_weight = torch.zeros_like(weight)
+        d_hidden = torch.zeros(N, D, dtype=torch.float32, device=hidden.device) if needs_hidden else None
+        d_weight = torch.zeros_like(weight) if needs_weight else None
         for v in range(0, V if N else 0, words):
             stop = min(v + words, V)
-            grid = (triton.cdiv(N, tile["BLOCK_N"]), triton.cdiv(stop - v, tile["BLOCK_V"]))
-            _logprob_bwd[grid](
-                hidden, weight, targets, lse, entropy, a, b, c, dz, v, stop, N, D, *strides, dz.stride(0), scale2,
-                1 / ctx.temperature, **tile, **launch,
-            )  # fmt: skip
+            with on_device(hidden):
+                _logprob_bwd[(triton.cdiv(N, tile["BLOCK_N"]) * triton.cdiv(stop - v, tile["BLOCK_V"]),)](
+                    hidden, weight, targets, lse, entropy, g_logp, g_lse, g_entropy, dz, v, stop, N, D, *strides,
+                    dz.stride(0), scale2, 1 / ctx.temperature, **tile, **launch,
+                )  # fmt: skip
             chunk = dz[:, : stop - v]
             with torch.autocast(hidden.device.type, enabled=False):
-                d_hidden += chunk @ weight[v:stop]
-                torch.mm(chunk.T, hidden, out=d_weight[v:stop])
-        return d_hidden.to(hidden.dtype), d_weight, None, None
+                if needs_hidden:
+                    _add_product(d_hidden, chunk, weight[v:stop])
+                if needs_weight:
+                    torch.mm(chunk.T, hidden, out=d_weight[v:stop])
+        return d_hidden.to(hidden.dtype) if needs_hidden else None, d_weight, None, None, None
 
 
 def check_logprob(hidden, weight, targets, temperature) -> None:
     """One sentence for every input that has no answer."""
+    check_devices("linear_logprob", hidden=hidden, weight=weight, targets=targets)
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         raise ValueError(
             f"linear_logprob: got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, "
@@ -369,14 +246,15 @@ def check_logprob(hidden, weight, targets, temperature) -> None:
             raise ValueError(f"linear_logprob: targets run from {low} to {high}; needs 0 to {V - 1}")
 
 
-def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, impl: str = "auto"):
+def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, entropy: bool = False, impl: str = "auto"):
     """(logp, lse, entropy), each (N,) float32, of softmax(hidden @ weight.T / temperature) at `targets`,
-    differentiable.
+    differentiable. entropy is None unless asked for: its sums are a pass over the logits of their own.
 
     hidden (N, D) and weight (V, D) of one dtype: float32, float16, bfloat16 (float64: torch path, float64 results);
     targets (N,) int64 or int32. Pass only the rows that are scored and only the words that exist, weight[:vocab_size].
     Under autocast both are taken to its dtype. Products run in the inputs' dtype (on a CPU without 16-bit arithmetic in
-    float32), softmax statistics always in float32. lse and entropy are those of the logits divided by the temperature.
+    float32), softmax statistics always in float32. Only gradients that are needed are computed. lse and entropy are
+    those of the logits divided by the temperature.
 
     logp = z_y - lse, lse = log sum_v exp z_v, entropy = lse - sum_v p_v z_v with z = hidden @ weight.T / temperature.
     Moved: hidden once per vocabulary tile and weight once per block of rows, twice (forward, recomputation), against 12
@@ -390,5 +268,5 @@ def linear_logprob(hidden, weight, targets, *, temperature: float = 1.0, impl: s
     """
     hidden, weight = to_autocast(hidden, weight)
     check_logprob(hidden, weight, targets, temperature)
-    function = _TritonLogprob if choose_impl(impl, hidden) == "triton" else _TorchLogprob
-    return function.apply(hidden, weight, targets.long().contiguous(), temperature)
+    function = _TritonLogprob if choose_impl(impl, hidden) == "triton" else TorchLogprob
+    return function.apply(hidden, weight, targets.long().contiguous(), temperature, entropy)

@@ -1,4 +1,4 @@
-"""Plant five errors in a copy of the kernels, one at a time, and report which test of the suite caught each.
+"""Plant errors in a copy of the kernels, one at a time, and report which test of the suite caught each.
 
     python -m tests.planted_errors
 
@@ -23,6 +23,12 @@ ERRORS = [
         "visible = offs_n[None, :] <= offs_m[:, None]",
     ),
     (
+        "attention: a row of NaN counts as one that sees nothing",
+        "attention.py",
+        "sees = first <= offs_m  #",
+        "sees = l_i > 0  #",
+    ),
+    (
         "attention: dk without its scale",
         "attention.py",
         "_store_rows(dk_ptr + out, dk * scale,",
@@ -39,6 +45,12 @@ ERRORS = [
         "logprob.py",
         "l_i = scale * l_i + tl.sum(e, 1)",
         "l_i = l_i + tl.sum(e, 1)",
+    ),
+    (
+        "log-prob: the last group of row blocks is taken for a full one",
+        "logprob.py",
+        "height = tl.minimum(rows - start, GROUP)",
+        "height = GROUP",
     ),
     (
         "decoding: slots past the end of a tail are read",
@@ -58,7 +70,7 @@ def caught_by(path: Path, right: str, wrong: str) -> str | None:
         )
     path.write_text(source.replace(right, wrong))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "KERNELS_IMPL": "triton", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "tests/test_kernels.py"]
+    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "tests/kernels"]
     done = subprocess.run(command, cwd=path.parent.parent, env=environment, capture_output=True, text=True)
     path.write_text(source)
     failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
@@ -68,10 +80,9 @@ def caught_by(path: Path, right: str, wrong: str) -> str | None:
 def main() -> None:
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("kernels", "tests"):
-            shutil.copytree(
-                ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "conftest.py")
-            )
+        for name in ("kernels", "tests/kernels"):
+            ignored = shutil.ignore_patterns("__pycache__", "test_processes.py")
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", folder)
         for what, file, right, wrong in ERRORS:
             test = caught_by(Path(folder) / "kernels" / file, right, wrong)

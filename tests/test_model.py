@@ -94,7 +94,7 @@ def test_logprobs_match_log_softmax_and_its_gradient():
     h = torch.randn(11, 32, requires_grad=True)
     y = torch.randint(97, (11,))
     up = torch.randn(11)
-    logp, lse, entropy = model.logprobs(h, y, temperature=0.7)
+    logp, lse, entropy = model.logprobs(h, y, temperature=0.7, entropy=True)
     (logp * up).sum().backward()
     got_h, got_w = h.grad.clone(), model.wte.weight.grad.clone()
     h.grad = model.wte.weight.grad = None
@@ -114,7 +114,7 @@ def test_completion_logprobs_of_unequal_rows():
     model = tiny_model(4)
     prompts = [[256, 7], [256, 1, 2, 3, 0], [256]]
     completions = [[0, 0, 256], [5], [9, 256, 0, 0]]  # 0 is the pad's id, 256 is end-of-text, both occur inside
-    logprobs, entropy, mask = model.completion_logprobs(prompts, completions, temperature=1.3)
+    logprobs, entropy, mask = model.completion_logprobs(prompts, completions, temperature=1.3, entropy=True)
     assert mask.tolist() == [[True] * 3 + [False], [True] + [False] * 3, [True] * 4]
     for i, (p, c) in enumerate(zip(prompts, completions, strict=True)):
         z = plain_forward(model, torch.tensor(p + c))[len(p) - 1 : -1, :257] / 1.3

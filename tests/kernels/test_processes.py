@@ -1,0 +1,215 @@
+"""The kernel suites that need a process of their own: interpreted or on a GPU, and the static compile gate.
+
+    pytest -q tests/kernels/test_processes.py
+
+Triton decides at import whether it compiles or interprets, and the two cannot share a process.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import read_jsonl, tiny_model, write_ckpt, write_world
+
+from kernels import dispatch
+from kernels.compile_report import QUICK, TARGETS, Build, all_builds, violations
+from kernels.machine_code import analyse
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_triton = pytest.mark.skipif(
+    dispatch.triton is None, reason="Triton is not installed: its wheels are for Linux only"
+)
+
+
+def run(*command, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+PYTEST = [
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "tests/kernels",
+    f"--ignore=tests/kernels/{Path(__file__).name}",
+]
+
+
+@needs_triton
+def test_kernels_interpreted():
+    out = run(*PYTEST, TRITON_INTERPRET="1", KERNELS_IMPL="triton")
+    assert " passed" in out and "skipped" in out.splitlines()[-1]
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_kernels_on_the_gpu():
+    run(*PYTEST, TRITON_INTERPRET="0", KERNELS_IMPL="triton")
+
+
+@needs_triton
+def test_every_kernel_passes_the_gate():
+    """Four targets, bfloat16 and float32, head sizes 64 and 128. Two builds at a time."""
+    out = run("-m", "kernels.compile_report", "--quick", "--jobs", "2", TRITON_INTERPRET="0")
+    rows = [line for line in out.splitlines() if line.startswith(("cuda:", "hip:"))]
+    assert {line.split(" | ")[0] for line in rows} == set(QUICK) and out.rstrip().endswith("no violation.")
+
+
+@needs_triton
+def test_kernels_compile_for_arguments_of_one():
+    """Triton makes constants of integer arguments that are 1, and of constants not all of its functions can be made: a
+    batch of one row, one head, one token, one word."""
+    out = run("-c", ONES, TRITON_INTERPRET="0")
+    assert len(out.split()) == len(KERNELS)
+
+
+ONES = """
+from kernels.compile_report import MODULES, ONES, all_builds, compile_one
+seen = set()
+for build in all_builds(quick=True):
+    if build.target == "cuda:90" and build.dtype == "bf16" and build.kernel not in seen:
+        seen.add(build.kernel)
+        names = getattr(MODULES[build.kernel[:5]], build.kernel).arg_names
+        build.ones = tuple(name for name in ONES if name in names)
+        compile_one(build)
+        print(build.kernel)
+"""
+KERNELS = {"_attn_fwd", "_attn_bwd_delta", "_attn_bwd_dkdv", "_attn_bwd_dq", "_decode_prefix", "_decode_tail"}
+KERNELS |= {"_logprob_fwd", "_logprob_bwd"}
+
+
+def test_the_gate_knows_a_violation():
+    """Made-up figures around each limit: the limit itself is none, anything over it is."""
+    fine = dict(spills=0, shared=65536, matrix="8 32x32x8", exp2=1.05, instructions=0.33, dots=True)
+    forward = Build("hip:gfx942", "_attn_fwd", "bf16", 128, dict(BLOCK_M=64, BLOCK_N=80), 4, 1)
+    backward = Build("cuda:90", "_attn_bwd_dq", "bf16", 64, dict(BLOCK_M=64, BLOCK_N=64), 4, 1)
+    wide = Build("cuda:90", "_attn_bwd_dq", "fp32", 64, dict(BLOCK_M=64, BLOCK_N=64), 4, 1)
+    assert violations(forward, {**fine, "exp2": 1.1}) == [] == violations(backward, {**fine, "instructions": 0.6})
+    assert "1 spills" in violations(forward, {**fine, "spills": 1})[0]
+    assert "shared memory" in violations(forward, {**fine, "shared": 65537})[0]
+    assert "no matrix instruction" in violations(backward, {**fine, "matrix": ""})[0]
+    assert violations(backward, {**fine, "matrix": "", "dots": False}) == []
+    assert "the same scores" in violations(forward, {**fine, "exp2": 1.11})[0]
+    assert "the same scores" in violations(backward, {**fine, "exp2": 2.0})[0]
+    assert "0.34 instructions a score, 0.33 allowed" in violations(forward, {**fine, "instructions": 0.34})[0]
+    assert "0.60 allowed" in violations(backward, {**fine, "instructions": 0.61})[0]
+    assert violations(wide, {**fine, "matrix": "", "exp2": 1.5, "instructions": 8.0}) == []
+
+
+CUDA = """
+        .L_outer
+        /*0000*/  LDC R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/  LDL R2, [R1] ;
+.L_x_1:
+        /*0020*/  HGMMA.64x64x16.F32.BF16 R24, gdesc[UR20], R24 ;
+        /*0030*/  MUFU.EX2 R4, R5 ;
+        /*0040*/  MUFU.EX2 R4, R5 ;
+        /*0050*/  STL [R1], R4 ;
+        /*0060*/  @P4 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0070*/  HGMMA.64x64x16.F32.BF16 R24, gdesc[UR20], R24 ;
+        /*0080*/  MUFU.EX2 R4, R5 ;
+        /*0090*/  @!P4 BRA `(.L_x_2) ;
+        /*00a0*/  @P3 BRA `(.L_x_0) ;
+        /*00b0*/  EXIT ;
+.L_x_3:
+        /*00c0*/  SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR5], R2 ;
+        /*00d0*/  @!P0 BRA `(.L_x_3) ;
+        /*00e0*/  BRA `(.L_x_2) ;
+"""
+HIP = """
+\tv_mov_b32 v0, 0   ; comment
+.LBB0_1:   ; =>This Loop Header: Depth=1
+.LBB0_2:   ;   Parent Loop BB0_1 Depth=1
+\tv_mfma_f32_32x32x8_bf16_1k v[0:15], v[2:3], v[4:5], v[0:15]
+\ts_cbranch_scc1 .LBB0_2
+\tv_exp_f32_e32 v1, v2
+\tscratch_store_dword off, v1, off
+\ts_cbranch_vccnz .LBB0_1
+"""
+
+
+def test_loops_of_machine_code_by_hand():
+    """NVIDIA: the walks are the two inner loops, not the one around them that reloads a register, nor what lies between
+    them and the code behind the end that returns to them; the product loop is the shorter. AMD: 2^x stands outside the
+    product loop, so that the walk is the loop around it, as in log-prob."""
+    loops = analyse(CUDA, "cuda")
+    assert [(w.instructions, w.exp2, w.spills) for w in loops.walks] == [(5, 2, 1), (3, 1, 0)]
+    assert loops.product.instructions == 3 and loops.product.matrix == {"HGMMA.64x64x16": 1}
+    assert loops.whole.spills == 2 and loops.whole.instructions == 15
+    loops = analyse(HIP, "hip")
+    assert [(w.instructions, w.exp2, w.spills) for w in loops.walks] == [(5, 1, 1)]
+    assert loops.product.instructions == 2 and loops.product.matrix == {"32x32x8": 1}
+
+
+@needs_triton
+def test_the_gate_covers_every_kernel():
+    """A kernel that is launched anywhere in kernels/ is in the table, for every target."""
+    source = "".join(path.read_text() for path in (ROOT / "kernels").glob("*.py"))
+    assert set(re.findall(r"(_\w+)\[\(", source)) == KERNELS
+    for target in TARGETS:
+        assert {b.kernel for b in all_builds() if b.target == target} == KERNELS
+
+
+CURVE = """
+import importlib, sys
+import torch
+import model, train_rl
+model.PRESETS["tiny"] = model.GPTConfig(n_layer=1, n_head=2, n_kv_head=1, n_embd=64, n_hidden=64)
+train_rl.reward = lambda text, gold: float(sum(map(ord, text)) % 2)  # a coin: a signal from the first step
+adamw = torch.optim.AdamW  # whose eps 1e-8 makes a whole step of the rounding noise of a gradient that cancels to zero
+torch.optim.AdamW = lambda *args, **kwargs: adamw(*args, **{**kwargs, "eps": 1e-4})
+name = sys.argv[0] = sys.argv.pop(1)
+importlib.import_module(name).main()
+"""
+RL = "--prompts-per-step 2 --group-size 3 --max-new-tokens 5 --kl-coef 0.1 --updates-per-batch 2".split()
+STAGES = {
+    "train_pretrain": "--preset tiny --block-size 32 --batch-tokens 64".split(),
+    "train_sft": ["--batch-size", "4"],
+    "train_rl": RL,
+    "merge": [*RL, "--batch-size", "4"],
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_give_the_same_losses_on_both_paths(name, tmp_path):
+    """Three steps of each training stage, interpreted kernels against torch: every loss to 1e-4, gradients alive."""
+    world = write_world(tmp_path / "world")
+    base = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1))
+    flags = ["--data", world, "--steps", 3, "--lr", 1e-2, "--warmup-steps", 0, "--threads", 1, *STAGES[name]]
+    flags += [] if name == "train_pretrain" else ["--init", base]
+    curves = []
+    for impl in ("triton", "torch"):
+        out = tmp_path / impl
+        run("-c", CURVE, name, *map(str, [*flags, "--kernels", impl, "--out", out]), TRITON_INTERPRET="1")
+        rows = read_jsonl(out / "metrics.jsonl")
+        assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows)
+        curves.append([[row[key] for key in ("train/loss", "sft/loss", "policy/kl") if key in row] for row in rows])
+    assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0, atol=1e-4), curves
+
+
+@needs_triton
+def test_evaluation_gives_the_same_scores_on_both_paths(tmp_path):
+    """Samples of two questions and the choices of two benchmark items, interpreted kernels against torch."""
+    world = write_world(tmp_path / "world")
+    base = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1))
+    flags = ["--ckpt", base, "--data", world, "--tasks", "gsm", "facts", "--limit", 2, "--n-samples", 2, "--k", 1]
+    flags += ["--max-new-tokens", 4, "--n-shot", 1, "--threads", 1]
+    results = []
+    for impl in ("triton", "torch"):
+        out = tmp_path / f"{impl}.json"
+        run("-c", CURVE, "evaluate", *map(str, [*flags, "--kernels", impl, "--out", out]), TRITON_INTERPRET="1")
+        results.append(json.loads(out.read_text()))
+    for key in ("questions", "benchmarks"):
+        assert results[0][key] == results[1][key]
