@@ -1,7 +1,8 @@
-"""Plumbing shared by every stage: errors, device, dtype, seeds, optimizer, schedule, what made a run, checkpoint files.
-No method lives here; the flags and the run folder are in stage.py."""
+"""Plumbing shared by every stage: errors, device, dtype, seeds, optimizer, schedule, what made a run. No method lives
+here; the flags and the run folder are in stage.py, checkpoint files in data/checkpoints.py."""
 
 import ast
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -9,45 +10,173 @@ import importlib.metadata
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 try:
+    import fcntl
     import resource
 except ImportError:  # Windows
-    resource = None
+    fcntl = resource = None
 
 import torch
 
+from data.checkpoints import CHECKPOINT_KEYS as CHECKPOINT_KEYS
+from data.checkpoints import FORMAT as FORMAT
+from data.checkpoints import load_checkpoint as load_checkpoint
+from data.checkpoints import save_checkpoint as save_checkpoint
 from data.files import UserError
 from kernels.dispatch import describe, matmul_dtype
 
-FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
 HERE = Path(__file__).resolve().parent
-CHECKPOINT_KEYS = """format stage step tokens model model_config tokenizer optimizer rng data config parent metrics
-versions""".split()
+
+
+class Console:
+    """stdout or stderr while a script runs. What cannot be shown never ends a run: a character that the terminal lacks
+    is escaped; after a closed pipe or a full disk the rest goes nowhere."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, act, *args) -> None:
+        try:
+            act(*args)
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                broken = self.stream.fileno()  # what Python flushes at the end goes nowhere too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), broken)
+
+
+def interrupt(number: int, _frame=None) -> None:
+    """Ctrl-C and SIGTERM alike: whatever is under way cleans up after itself, and `run` says how it ended."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def run(main) -> None:
-    """Call `main()`; a `UserError`, a full disk or full memory becomes one line on stderr and exit code 2."""
+    """Call `main()` as a script does: `explain` makes one line of what a user can mend, other errors keep their
+    traceback. Folders that main wrote (`lock`) are free afterwards."""
+    shown, handlers = (sys.stdout, sys.stderr), {}
+    sys.stdout, sys.stderr = (stream and Console(stream) for stream in shown)
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" and "RANK" in os.environ:
+            raise UserError(f"torchrun began {processes} processes, but this runs in one: start it with python instead")
         return main()
-    except UserError as error:
-        message = str(error)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except (UserError, RuntimeError, OSError, KeyboardInterrupt) as error:
+        line, code = explain(error)
+        if not line:
             raise
-        message = "out of memory: lower --prompts-per-batch (sampling) or --micro-batch-size (training, memory only)"
+        print(line, file=sys.stderr)
+        sys.exit(code)
+    finally:
+        while HELD:
+            release(*HELD.pop())
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        sys.stdout, sys.stderr = shown
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """(line for the user, exit code): 2 for a UserError, a full disk or full memory, 128 + the signal for an interrupt;
+    ("", 0) for what is a fault of the code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, KeyboardInterrupt):
+        name = str(error) or "SIGINT"
+        return f"stopped by {name}; files written before are whole", 128 + signal.Signals[name]
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        less = "lower --prompts-per-batch (sampling) or --micro-batch-size (training, memory only)"
+        return f"error: out of memory: {less}", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        mend = "older files are whole: free some space and --resume"
+        return f"error: {error.filename or 'a file'} could not be written ({error.strerror}); {mend}", 2
+    return "", 0
+
+
+# ------------------------------------------------------------------------------------------------ one writer a folder
+HELD: list[tuple[Path, IO]] = []  # the locks of this process
+
+
+def lock(folder: Path) -> None:
+    """Make this process the one writer of `folder` until `run` ends. The system frees the lock of a process that dies,
+    on another host too where the file system is shared; its name is left in the file, and told."""
+    path = folder / ".lock"
+    while True:
+        file = open(path, "a+", encoding="utf-8", errors="replace")
+        file.seek(0)
+        owner = file.read(200).strip()
+        if in_use(file, owner):
+            file.close()
+            who = owner or "another process"
+            raise UserError(f"{folder} is being written by {who}: wait for its end, or give another --out")
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its owner removed it meanwhile
+    if owner:
+        print(f"note: {folder} was left by {owner}, which ended without a word; its files are taken over")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    HELD.append((path, file))
+
+
+def in_use(file: IO, owner: str) -> bool:
+    """Does a living process hold this lock file? Without file locks (Windows, some network disks) its name must do."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except (OSError, AttributeError):
+        pid, _, host = owner.removeprefix("process ").partition(" on ")
+        return bool(owner) and (host != platform.node() or not pid.isdecimal() or alive(int(pid)))
+
+
+def release(path: Path, file: IO) -> None:
+    path.unlink(missing_ok=True)
+    file.close()
+
+
+def alive(pid: int) -> bool:
+    """Another process of this machine runs under this number. Where that cannot be asked: yes."""
+    if pid == os.getpid() or os.name == "nt":
+        return pid != os.getpid()
+    try:
+        os.kill(pid, 0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        name = error.filename or "a file"
-        message = f"{name} could not be written ({error.strerror}); older files are whole: free some space and --resume"
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+        return error.errno != errno.ESRCH
+    except OverflowError:
+        return False
+    return True
+
+
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what processes that died in the middle of writing a file of this name (its beginning) left behind."""
+    for path in folder.glob(".tmp_*_*"):
+        pid, _, target = path.name.removeprefix(".tmp_").partition("_")
+        if target.startswith(name) and pid.isdecimal() and not alive(int(pid)):
+            path.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------- device, dtype, threads, seeds
@@ -63,9 +192,9 @@ class Device:
 
 def setup(args) -> Device:
     """Choose device, dtype and kernels (printing why), set seeds and threads."""
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"  # mps by request alone: nothing here was tried on it
     name = found if args.device == "auto" else args.device
-    if name.split(":")[0] not in {found, "cpu"}:
+    if name.split(":")[0] not in {found, "cpu", *(["mps"] if torch.backends.mps.is_available() else [])}:
         raise UserError(f"--device {name}: torch finds no such device here; use --device {found}")
     try:
         device = torch.device(name)
@@ -110,13 +239,17 @@ def make_optimizer(model, args, lr: float | None = None) -> torch.optim.AdamW:
 
 def lr_at(step: int, args, peak: float, schedule: str) -> float:
     """Linear warm-up over `warmup_steps`, then constant, or a cosine to 10 % of the peak at `steps`."""
-    warmup = min(50, args.steps // 10) if args.warmup_steps is None else args.warmup_steps
+    warmup = warmup_of(args)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
     done = (step - warmup) / max(1, args.steps - warmup)
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def warmup_of(args) -> int:
+    return min(50, args.steps // 10) if args.warmup_steps is None else args.warmup_steps
 
 
 def set_lr(optimizer, lr: float) -> None:
@@ -222,46 +355,11 @@ def provenance(script, device: "Device") -> dict:
 def writable_dir(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe_{os.getpid()}"
+        probe = path / f".tmp_{os.getpid()}_probe"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); choose a folder you own") from error
-
-
-# --------------------------------------------------------------------------------------------------- checkpoint files
-def save_checkpoint(path: Path, ckpt: dict) -> None:
-    """Write to a temporary name, sync, rename: a crash or a full disk leaves the previous file whole."""
-    temporary = Path(path).parent / f".tmp_{os.getpid()}_{Path(path).name}"
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(ckpt, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        mend = "older files are whole: free some space and --resume"
-        raise UserError(f"{path} could not be written ({error}); {mend}") from error
-
-
-def load_checkpoint(path) -> dict:
-    """Read a checkpoint on the CPU (weights_only) and check that it is one of ours."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint; give a ckpt_*.pt file that a training stage wrote")
-    try:
-        ckpt = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load's failures have no common class; each means the same to a user
-        what = f"truncated or foreign ({type(error).__name__})"
-        raise UserError(f"{path} is no readable checkpoint but {what}; use another") from error
-    missing = [k for k in CHECKPOINT_KEYS if not isinstance(ckpt, dict) or k not in ckpt]
-    if missing:
-        raise UserError(f"{path} is no checkpoint of ours (it has no {missing[0]}); use a ckpt_*.pt that a stage wrote")
-    if ckpt["format"] != FORMAT:
-        raise UserError(f"{path} has format {ckpt['format']}, this code reads {FORMAT}; use the version that wrote it")
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # left by torch.compile and DDP in files of forks
-        ckpt["model"] = {k.removeprefix(prefix): v for k, v in ckpt["model"].items()}
-    return ckpt
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, load_checkpoint, provenance, run, setup, writable_dir
+from common import UserError, clear_temporaries, load_checkpoint, provenance, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
 from data.files import write_json, write_jsonl
 from data.math_qa import (
@@ -241,6 +241,7 @@ def main():
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a .json file")
     writable_dir(path.absolute().parent)
+    clear_temporaries(path.parent, path.stem[:40])
     ckpt = load_checkpoint(args.ckpt)
     device = setup(args)
     made = provenance(__file__, device)

@@ -7,7 +7,8 @@ where theta_sync, the weights of the last averaging, drops out when the weights 
 each side clips its own gradient. `--sync-every H` averages every H steps only (H 1 is the paper's): a step is one
 local step of each side, rollouts come from the RL side, moments persist.
 
-`--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape.
+`--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape. The parent
+itself may be one of them: `--average BASE A B --weights -1 1 1` adds what both learned (task arithmetic).
 
 `--combine` has two ablations on one set of weights: alternating steps, and one optimizer on the summed loss.
 
@@ -41,9 +42,10 @@ from common import (
     step_with_clip,
     writable_dir,
 )
+from data.checkpoints import restore_optimizer
 from data.math_qa import draw, format_prompt, template_for
 from model import check_context
-from stage import Run, add_system_args, add_training_args, load_start, parent_of, parse, weights_hash
+from stage import Run, add_system_args, add_training_args, given_flags, load_start, parent_of, parse, weights_hash
 from train_rl import (
     add_rl_args,
     check_rl_args,
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sync-every", type=int, default=1, metavar="H", help=between)
     how = "average (the method) | alternate: an SFT step, then an RL step | sum: one optimizer step on both losses"
     p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
-    p.add_argument("--sft-lr", type=float, default=3e-4, help="rate of the SFT side; --lr is the RL side's")
+    p.add_argument("--sft-lr", type=float, help="rate of the SFT side, 3e-4; --lr is the RL side's")
     add_training_args(p, steps=48, lr=3e-4)
     add_rl_args(p)
     add_sft_args(p)
@@ -88,6 +90,9 @@ def parse_args():
     if args.average:
         if args.init or args.resume:
             raise UserError("--average merges finished checkpoints and --init or --resume trains; give one of them")
+        if idle := sorted(given_flags(parser()) - {"average", "weights", "out"}):
+            flag = idle[0].replace("_", "-")
+            raise UserError(f"--{flag} does nothing with --average, which takes --weights and --out alone; drop it")
         if not args.out or Path(args.out).exists():
             what = "with --average this is the new checkpoint's file name; give one that does not exist"
             raise UserError(f"--out {args.out}: {what}")
@@ -97,10 +102,14 @@ def parse_args():
         if len(args.weights) != len(args.average):
             raise UserError(f"{len(args.weights)} --weights for {len(args.average)} checkpoints; give one weight each")
         return args, None
-    args, ckpt = parse(parser(), PRESETS)
+    args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "combine"))
     check_rl_args(args)
-    if args.combine != "average" and (args.weights or args.sync_every != 1) and not ckpt:
+    idle = given_flags(parser()) & {"weights", "sync_every"}
+    if args.combine != "average" and idle:
         raise UserError(f"--combine {args.combine} averages nothing: drop --weights and --sync-every")
+    if args.combine == "sum" and args.sft_lr not in (None, args.lr):
+        raise UserError(f"--sft-lr {args.sft_lr:g}: --combine sum takes one step, at --lr {args.lr:g}; drop --sft-lr")
+    args.sft_lr = args.lr if args.combine == "sum" else 3e-4 if args.sft_lr is None else args.sft_lr
     args.weights = args.weights or [0.5, 0.5]
     if not all(map(math.isfinite, args.weights)):
         raise UserError(f"--weights {args.weights}: numbers are needed")
@@ -129,19 +138,28 @@ def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
             target.copy_(mean)
 
 
+def shapes(ckpt: dict) -> dict:
+    return {name: tensor.shape for name, tensor in ckpt["model"].items()}
+
+
 def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
-    """Weighted mean of the float tensors of checkpoints, in float32. Same parent weights (by hash) and shapes
-    required."""
+    """Weighted mean of the float tensors of checkpoints, in float32. Shapes must be the same, and the weights (by hash)
+    from which all started, or which one of them is itself."""
     ckpts = [load_checkpoint(path) for path in paths]
+    parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
     first = ckpts[0]
     for path, ckpt in zip(paths, ckpts, strict=True):
-        if ckpt["model_config"] != first["model_config"] or ckpt["model"].keys() != first["model"].keys():
+        if ckpt["model_config"] != first["model_config"] or shapes(ckpt) != shapes(first):
             raise UserError(f"{path} has another model shape than {paths[0]}; merge checkpoints of one model")
         if ckpt["tokenizer"] != first["tokenizer"]:
             raise UserError(f"{path} has another tokenizer than {paths[0]}; merge checkpoints of one model")
-        if not ckpt["parent"] or not first["parent"] or ckpt["parent"]["hash"] != first["parent"]["hash"]:
-            what = f"{path} and {paths[0]} do not start from the same checkpoint"
-            raise UserError(f"{what}; merge runs with the same --init")
+    known = [{mine["hash"], (ckpt["parent"] or mine)["hash"]} for mine, ckpt in zip(parents, ckpts, strict=True)]
+    origins = [ckpt["parent"] for ckpt in ckpts if ckpt["parent"]]
+    origin = next((o for o in origins if all(o["hash"] in hashes for hashes in known)), None)
+    if not origin:
+        strange = next((path for path, hashes in zip(paths, known, strict=True) if not hashes & known[0]), paths[-1])
+        what = f"{strange} and {paths[0]} do not start from the same checkpoint"
+        raise UserError(f"{what}; merge runs with the same --init, or these and the file they started from")
     model = {}
     for name, tensor in first["model"].items():
         model[name] = tensor.clone()
@@ -149,12 +167,11 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
             parts = [w * c["model"][name].float() for w, c in zip(weights, ckpts, strict=True) if w]
             model[name] = sum(parts[1:], start=parts[0])
     made = provenance(__file__, Device(torch.device("cpu"), torch.float32))
-    parents = [parent_of(path, ckpt) for path, ckpt in zip(paths, ckpts, strict=True)]
     return dict(
         format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
         model_config=first["model_config"], tokenizer=first["tokenizer"], optimizer=None, rng={}, data={},
         config={"average": list(paths), "weights": list(weights), **made}, metrics={}, versions=made["versions"],
-        parent={**first["parent"], "merged": parents},
+        parent={**origin, "merged": parents},
     )  # fmt: skip
 
 
@@ -178,8 +195,9 @@ def main():
     stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
     if ckpt:
-        rl_optimizer.load_state_dict(ckpt["optimizer"]["rl"])
-        sft_optimizer.load_state_dict(ckpt["optimizer"]["sft"])
+        restore_optimizer(rl_optimizer, ckpt["optimizer"].get("rl"), args.resume)
+        if args.combine != "sum":  # there it takes no step
+            restore_optimizer(sft_optimizer, ckpt["optimizer"].get("sft"), args.resume)
     ref = None
     if args.kl_coef:
         ref = copy.deepcopy(rl_side).requires_grad_(False)
@@ -218,7 +236,7 @@ def main():
         out.log(done, shown | {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}, metrics)
         if out.due(done) or done == 1:
             write_samples(out, done, batch, args.group_size, enc)
-        if out.due(done):
+        if out.due(done) or (out.stopping and done % args.sync_every == 0):  # between, the sides differ
             optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
             out.save(done, rl_side, optimizers, metrics)
 

@@ -10,7 +10,7 @@ caller decides whether that is plain causal attention, one that keeps the keys, 
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn as nn
@@ -42,6 +42,15 @@ class GPTConfig:
     vocab_multiple: int = 64
 
     def __post_init__(self):
+        for field in fields(self):  # a checkpoint's may be hand-made
+            value, kind = getattr(self, field.name), field.type
+            least = 0 if field.name in ("n_kv_head", "norm_eps") else 1 if kind is int else 1e-30
+            most = 2**20 if kind is int else 2.0**40
+            if kind in (int, float) and (type(value) not in (int, kind) or not least <= value <= most):
+                what = f"got a {type(value).__name__}, {kind.__name__} from {least:g} to {most:g} is needed"
+                raise UserError(f"model shape: {field.name} does not fit: {what}; change it")
+            if kind is bool and type(value) is not bool:
+                raise UserError(f"model shape: {field.name} must be true or false, got a {type(value).__name__}")
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head or self.head_dim % 2:
             shape = f"width {self.n_embd}, {self.n_head} heads, {self.n_kv_head} key/value heads"
@@ -336,15 +345,36 @@ class GPT(nn.Module):
 
 
 def build_model(preset: str, **overrides) -> GPT:
-    return GPT(replace(PRESETS[preset], **overrides))
+    shape = PRESETS[preset]
+    if shape.n_kv_head == shape.n_head:  # not grouped, and another n_head does not make it so
+        overrides.setdefault("n_kv_head", 0)
+    return GPT(replace(shape, **overrides))
+
+
+def check_weights(weights: dict, config: GPTConfig) -> None:
+    """RuntimeError unless names and shapes are those of a model of this config: told before any memory is taken."""
+    layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if layers != config.n_layer:
+        raise RuntimeError(f"weights of {layers} layers, the config has {config.n_layer}")
+    with torch.device("meta"):
+        wanted = {name: tuple(p.shape) for name, p in GPT(config).state_dict().items()}
+    if different := sorted(wanted.keys() ^ weights.keys()):
+        raise RuntimeError(f"{different[0]} is {'missing' if different[0] in wanted else 'not of this model'}")
+    for name, shape in wanted.items():
+        if tuple(weights[name].shape) != shape:
+            raise RuntimeError(f"{name} is {tuple(weights[name].shape)}, the config makes it {shape}")
+    if config.tied and not torch.equal(weights["wte.weight"], weights["lm_head.weight"]):
+        raise RuntimeError("head and embedding are tied, but wte.weight and lm_head.weight differ")
 
 
 def load_model(ckpt: dict, path, device: str | torch.device = "cpu", impl: str = "auto") -> GPT:
     """The model of a checkpoint (common.load_checkpoint). UserError if its weights do not fit its own shape."""
     try:
-        model = GPT(GPTConfig(**ckpt["model_config"]))
+        config = GPTConfig(**ckpt["model_config"])
+        check_weights(ckpt["model"], config)
+        model = GPT(config)
         model.load_state_dict(ckpt["model"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, UserError) as error:
         detail = str(error).splitlines()[-1].strip()
         what = f"its weights do not fit its model_config ({detail})"
         raise UserError(f"{path}: {what}; the file is damaged, use another") from error

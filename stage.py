@@ -2,24 +2,43 @@
 they name, and the run folder."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
+import os
+import shlex
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from common import FORMAT, Device, load_checkpoint, peak_memory, provenance, save_checkpoint, writable_dir
+from common import (
+    HERE,
+    Device,
+    clear_temporaries,
+    interrupt,
+    lock,
+    peak_memory,
+    provenance,
+    warmup_of,
+    writable_dir,
+)
 from data import world
-from data.files import UserError, write_json
+from data.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from data.files import UserError, read_jsonl, write_json, write_jsonl
 from data.math_qa import load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from model import load_model
 
 WORLD = "data/world"  # the default of --data
+PATHS = ("data", "init", "by")  # settings that name what a run reads
+STOPPED = "_stopped"  # ends the name of a checkpoint that a signal asked for
 COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
 limit n_shot warmup_steps threads""".split()
@@ -56,54 +75,46 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
         add("--init", metavar="CKPT", help="start a new run from these weights")
         add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
         add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
-    add("--resume", metavar="CKPT", help="go on with the run that wrote this file, under its own settings")
+    last = "go on with the run that wrote this file, or with a run folder's last one, under its own settings"
+    add("--resume", metavar="CKPT|DIR", help=last)
     add = p.add_argument_group("Optimization").add_argument
-    add("--steps", type=int, default=steps, help="ends the run and is the schedule's horizon")
+    longer = "the schedule's horizon" if pretrain else "more of them with --resume continue a run"
+    add("--steps", type=int, default=steps, help=f"end of the run; {longer}")
     add("--lr", type=float, default=lr, help="peak learning rate")
     add("--warmup-steps", type=int, help="linear warm-up; default min(50, steps // 10)")
     add("--weight-decay", type=float, default=decay, help="all weights but the embedding; 0 = off")
     add("--betas", type=float, nargs=2, default=betas, help="of AdamW")
     add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
     add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
-    add("--save-every", type=int, default=0, help="steps between checkpoints; 0 = only the last")
-    add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps")
+    add("--save-every", type=int, help="steps between checkpoints; 0 = only the last; default: a sixth of --steps")
+    add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps instead")
 
 
-def parse(p: argparse.ArgumentParser, presets: dict | None = None) -> tuple[argparse.Namespace, dict | None]:
-    """Parse the command line; --preset NAME sets defaults from `presets`. With --resume the run's own settings are the
-    defaults, and each change is reported."""
-    args = p.parse_args()
-    if presets:
+def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, fixed: tuple = ("preset",)):
+    """(settings, checkpoint of --resume or None) from the command line; `script`: the stage's __file__. --preset NAME
+    sets defaults from `presets`; with --resume the run's own settings are the defaults. `fixed`: settings that a run
+    keeps for life, since changing them on the way would do nothing or mean another run."""
+    args, ckpt = p.parse_args(), None
+    if args.resume:
+        args, ckpt = resume(p, args, script, fixed)
+    elif presets:
         p.set_defaults(**presets[args.preset])
         args = p.parse_args()
-    ckpt = load_checkpoint(args.resume) if args.resume else None
-    if ckpt:
-        if getattr(args, "init", None):
-            raise UserError("--init starts a new run and --resume goes on with one, but both were given; drop one")
-        if ckpt["stage"] != Path(p.prog).stem:
-            raise UserError(f"{args.resume} was written by {ckpt['stage']}.py; resume it there, or use --init here")
-        before = {k: v for k, v in ckpt["config"].items() if hasattr(args, k) and k != "resume"}
-        p.set_defaults(**before)
-        args = p.parse_args()
-        for name, old in before.items():
-            if (new := getattr(args, name)) != old and name == "steps":
-                raise UserError(f"--steps {new}: this run's schedule ends at {old}; drop --steps or start a new run")
-            if new != old and name in ("epochs", "preset"):
-                raise UserError(f"--{name} {new}: this run began with {old}, and keeps it; drop --{name}")
-            if new != old:
-                print(f"note: --{name.replace('_', '-')} is {new}, the run had {old}")
-        if not ckpt["optimizer"]:
-            raise UserError(f"{args.resume} is an average, there is no run to go on with; use --init")
-        if ckpt["step"] >= args.steps:
-            print(f"{args.resume} is the end of its run ({args.steps} steps): nothing to do")
-            sys.exit(0)
-    if getattr(args, "init", "") is None and not ckpt and not getattr(args, "average", None):
+    if not ckpt and getattr(args, "init", "") is None:
         raise UserError("--init is missing: give a checkpoint to start from, or --resume CKPT to go on with a run")
-    if args.out is None and not getattr(args, "average", None):
-        args.out = f"runs/{Path(p.prog).stem.removeprefix('train_')}"
+    if args.out is None:
+        args.out = f"runs/{Path(script).stem.removeprefix('train_')}"
     check_numbers(args)
     world_if_absent(args.data)
     return args, ckpt
+
+
+def given_flags(p: argparse.ArgumentParser) -> set[str]:
+    """The settings that the command line names, whatever value it gives them."""
+    nothing = object()
+    names = vars(p.parse_args())
+    found = p.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, nothing)))
+    return {name for name, value in vars(found).items() if value is not nothing}
 
 
 def world_if_absent(folder: str) -> None:
@@ -131,6 +142,119 @@ def check_numbers(args) -> None:
         raise UserError(f"--betas {betas[0]} {betas[1]}: each must be at least 0 and below 1")
 
 
+# -------------------------------------------------------------------------------------------------------------- resume
+def resume(p: argparse.ArgumentParser, args, script: str, fixed: tuple):
+    """(settings, checkpoint) of --resume: the run's own settings, changed by what the command line names. What is named
+    must act: each change is told, or refused where it cannot act. The run goes on where its checkpoint lies."""
+    path, given, flag = last_checkpoint(args.resume), given_flags(p), lambda name: f"--{name.replace('_', '-')}"
+    if "init" in given:
+        raise UserError("--init starts a new run and --resume goes on with one, but both were given; drop one")
+    ckpt = load_checkpoint(path)
+    if ckpt["stage"] != Path(script).stem:
+        raise UserError(f"{path} was written by {ckpt['stage']}.py; resume it there, or use --init here")
+    if not ckpt["optimizer"]:
+        raise UserError(f"{path} is an average, there is no run to go on with; use --init")
+    before, step = settings_of(p, ckpt, path), ckpt["step"]
+    if before["warmup_steps"] is None:  # as it was, not that of another --steps
+        before["warmup_steps"] = warmup_of(argparse.Namespace(**before))
+    p.set_defaults(**before)
+    args = p.parse_args()
+    args.resume = str(path)
+    args.out = args.out if "out" in given else str(path.parent)
+    for name in sorted(given & before.keys() - {"out"}):
+        old, new = before[name], getattr(args, name)
+        shown = " ".join(map(str, new)) if isinstance(new, list) else new
+        if new != old and name in fixed:
+            raise UserError(f"{flag(name)} {shown}: this run began with {old}, and keeps it; drop {flag(name)}")
+        if new != old:
+            print(f"note: {flag(name)} is {shown}, the run had {old}")
+    if step >= args.steps:
+        if "steps" in given and args.steps != step:
+            raise UserError(f"--steps {args.steps}: {path} is at step {step} already; give more")
+        print(f"{path} is the end of its run ({args.steps} steps): nothing to do; --steps MORE goes on")
+        sys.exit(0)
+    if late := [at for at in args.save_at if at <= step and "save_at" in given]:
+        raise UserError(f"--save-at {late[0]}: {path} is at step {step} already; give later steps")
+    if "warmup_steps" in given and "steps" not in fixed and step >= max(args.warmup_steps, before["warmup_steps"]):
+        raise UserError(
+            f"--warmup-steps {args.warmup_steps}: the rate of step {step} is constant; drop it, or give more"
+        )
+    return args, ckpt
+
+
+def step_of(path: Path) -> int:
+    """The step of ckpt_000012.pt, and of ckpt_000012_stopped.pt, which a stopped run wrote; -1 of other files."""
+    digits = path.stem.removeprefix("ckpt_").removesuffix(STOPPED)
+    return int(digits) if path.stem.startswith("ckpt_") and digits.isdecimal() and path.suffix == ".pt" else -1
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("ckpt_*.pt") if step_of(p) >= 0), key=step_of)
+
+
+def last_checkpoint(path: str) -> Path:
+    """A checkpoint as it is named; the last one of a run folder."""
+    if not Path(path).is_dir():
+        return Path(path)
+    if not (found := checkpoints_in(Path(path))):
+        raise UserError(f"--resume {path}: no ckpt_*.pt in this folder; give a run's folder or a checkpoint")
+    return found[-1]
+
+
+def settings_of(p: argparse.ArgumentParser, ckpt: dict, path: Path) -> dict:
+    """The settings of a checkpoint's run, of the kinds that the command line could give; files that the run read are
+    looked for where they lie now."""
+    settings = {}
+    for action in p._actions:
+        name = action.dest
+        if name in ("help", "resume", "out"):
+            continue
+        settings[name] = value = ckpt["config"].get(name, action.default)
+        if not fits(action, value):
+            raise UserError(f"{path}: its setting {name} is no value of that flag; use another checkpoint")
+    seen_from_run = ckpt["config"].get("paths")
+    for name in PATHS:
+        if given := settings.get(name):
+            beside = seen_from_run.get(name) if isinstance(seen_from_run, dict) else None
+            settings[name] = found_again(given, beside if isinstance(beside, str) else given, path.parent)
+    return settings
+
+
+def fits(action: argparse.Action, value) -> bool:
+    """Could the command line give this flag this value?"""
+    if value is None or isinstance(action, argparse.BooleanOptionalAction):
+        return type(value) is bool or (value is None and action.default is None)
+    many, kind = isinstance(value, list), action.type or str
+    if many != bool(action.nargs) or (isinstance(action.nargs, int) and len(value) != action.nargs):
+        return False
+    for one in value if many else [value]:
+        number = type(one) is int and kind in (int, float) and abs(one) < 2**62
+        if not (number or (type(one) is kind and kind is not int)) or (action.choices and one not in action.choices):
+            return False
+    return True
+
+
+def found_again(given: str, from_run: str, folder: Path) -> str:
+    """A file or folder that a run read: as seen from its folder (so a moved tree goes on, from any working directory),
+    from here, or beside the code; else as it was given."""
+    tried = [Path(given)] * Path(given).is_absolute() + [folder / from_run, Path(given), HERE / given]
+    return next(
+        (os.path.normpath(p) for p in ([Path(given), *tried] if Path(given).is_absolute() else tried) if p.exists()),
+        given,
+    )
+
+
+def seen_from(folder: Path, args) -> dict:
+    """The files that a run reads as paths from its folder."""
+    paths = {}
+    for name in PATHS:
+        if given := getattr(args, name, None):
+            with contextlib.suppress(ValueError):  # on another drive
+                paths[name] = os.path.relpath(os.path.abspath(given), os.path.realpath(folder))
+    return paths
+
+
+# ------------------------------------------------------------------------------------ what a run starts from, and notes
 def weights_hash(weights: dict) -> str:
     """sha256 over names and float32 bytes: the identity of a set of weights, whatever file holds it."""
     digest = hashlib.sha256()
@@ -146,14 +270,15 @@ def parent_of(path, ckpt: dict) -> dict:
     return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
 
 
-def load_start(args, ckpt: dict | None, device: Device):
-    """(model, tokenizer, training questions, Start) of a post-training run."""
+def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None = None):
+    """(model, tokenizer, training questions, Start) of a post-training run; `choose`: see train_rl.py."""
     path = args.resume or args.init
     source = ckpt or load_checkpoint(path)
     enc = load_tokenizer(args.data)
     check_tokenizer(enc, source["tokenizer"], path)
     model = load_model(source, path, device.device, args.kernels)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
+    questions = choose(questions, args) if choose else questions
     rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
     identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
     if ckpt:
@@ -165,7 +290,8 @@ def load_start(args, ckpt: dict | None, device: Device):
 
 def note_data(ckpt: dict, identity: dict) -> None:
     """On resume, say so if the training data is not that of the run so far."""
-    before = ckpt["data"].get("identity") or {}
+    before = ckpt["data"].get("identity")
+    before = before if isinstance(before, dict) else {}
     if any(identity.get(key) != known for key, known in before.items()):
         print("note: the data is not what this run began with; its batches may be others from here on")
 
@@ -196,26 +322,48 @@ class Run:
     def __init__(self, args, script: str, device: Device, start: Start):
         self.args, self.stage, self.out = args, Path(script).stem, Path(args.out)
         self.start, self.began, self.before = start, time.time(), 0.0  # before: seconds of the run before --resume
+        self.stopping = ""  # the signal that asked for an end after the step under way
         writable_dir(self.out)
-        found = sorted(p for p in self.out.glob("ckpt_*.pt") if p.stem[5:].isdecimal())
-        later = [p.name for p in found if int(p.stem[5:]) > start.step]
-        if later and args.resume:
-            raise UserError(f"{self.out} has {later[-1]}, later than {args.resume}: resume that, or give another --out")
+        lock(self.out)
+        found = checkpoints_in(self.out)
         if found and not args.resume:
             raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
+        if found and step_of(found[-1]) > start.step:
+            last = f"{self.out} has {found[-1].name}, later than {args.resume}"
+            raise UserError(f"{last}: resume that, or give another --out")
+        clear_temporaries(self.out)
+        args.save_every = sixth(args) if args.save_every is None and not args.save_at else args.save_every or 0
         made = provenance(script, device)
         note_changes(start.before, made)
-        self.config = {**vars(args), "threads": made["threads_used"], **made, "earlier": earlier(start, made)}
+        self.config = {**vars(args), "threads": made["threads_used"], **made}
+        self.config |= {"paths": seen_from(self.out, args), "earlier": earlier(start, made)}
         write_json(self.out / "config.json", self.config)
-        for name in ("metrics.jsonl", "samples.jsonl"):  # rows past the step we resume from will be written again
-            path = self.out / name
-            if not path.exists():
-                continue
-            rows = path.read_text().splitlines() if args.resume else []
-            kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= start.step]
-            path.write_text("".join(r + "\n" for r in kept))
-            if kept and name == "metrics.jsonl":
-                self.before = json.loads(kept[-1])["perf/elapsed_s"]
+        logs = [self.keep_rows(self.out / name) for name in ("samples.jsonl", "metrics.jsonl")]
+        if logs[-1]:
+            self.before = float(logs[-1][-1].get("perf/elapsed_s") or 0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, self.stop)
+
+    def keep_rows(self, path: Path) -> list[dict]:
+        """Drop the rows of a log past the step we resume from, which will be written again, and torn ones, with a note.
+        Returns those that stay."""
+        if not path.exists():
+            return []
+        dropped: list[str] = []
+        rows = [row for _, row in read_jsonl(path, dropped)] if self.args.resume else []
+        whole = [row for row in rows if type(row.get("step")) is int]
+        if torn := len(dropped) + len(rows) - len(whole):
+            print(f"note: {path} had {torn} torn or foreign rows, which are dropped")
+        kept = [row for row in whole if row["step"] <= self.start.step]
+        write_jsonl(path, kept)
+        return kept
+
+    def stop(self, number: int, frame=None) -> None:
+        """Ctrl-C or SIGTERM: the step under way is done and saved first; the second time, at once."""
+        if self.stopping:
+            interrupt(number, frame)
+        self.stopping = signal.Signals(number).name
 
     def log(self, step: int, shown: dict, metrics: dict) -> None:
         """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
@@ -228,7 +376,8 @@ class Run:
         with open(self.out / "metrics.jsonl", "a") as f:
             row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
             row["perf/elapsed_s"] = round(self.before + elapsed, 2)
-            f.write(json.dumps(row) + "\n")
+            lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}  # JSON has no NaN
+            f.write(json.dumps(row | lost) + "\n")
 
     def sample(self, step: int, row: dict) -> None:
         with open(self.out / "samples.jsonl", "a") as f:
@@ -240,8 +389,10 @@ class Run:
         return step == a.steps or step in a.save_at or (a.save_every > 0 and step % a.save_every == 0)
 
     def save(self, step: int, model, optimizer: dict, metrics: dict) -> None:
-        """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several."""
-        path, start = self.out / f"ckpt_{step:06d}.pt", self.start
+        """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several. A stopped run ends here; a
+        file out of turn is called ckpt_{step:06d}_stopped.pt, and goes when the next one in turn is written."""
+        due, start = self.due(step), self.start
+        path = self.out / f"ckpt_{step:06d}{'' if due else STOPPED}.pt"
         save_checkpoint(path, dict(
             format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
             model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
@@ -251,6 +402,19 @@ class Run:
             config=self.config, parent=start.parent, metrics=metrics, versions=self.config["versions"],
         ))  # fmt: skip
         print(f"saved {path}", flush=True)
+        for old in self.out.glob(f"ckpt_*{STOPPED}.pt") if due else ():
+            old.unlink()
+        if self.stopping and step < self.args.steps:
+            again = shlex.join(["python", f"{self.stage}.py", "--resume", str(self.out)])
+            print(f"stopped by {self.stopping} after step {step} of {self.args.steps}; go on with: {again}", flush=True)
+            sys.exit(128 + signal.Signals[self.stopping])
+
+
+def sixth(args) -> int:
+    """--save-every where nothing says when to save: a sixth of the steps, so that a kill costs no more; of a run below
+    six steps only the last. Where merge.py averages every H steps, a multiple of H."""
+    unit = 6 * getattr(args, "sync_every", 1)
+    return -(-args.steps // unit) * unit // 6 if args.steps >= 6 else 0
 
 
 if __name__ == "__main__":

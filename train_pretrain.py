@@ -23,10 +23,11 @@ import time
 import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from data.checkpoints import restore_optimizer
 from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
-from stage import Run, Start, add_system_args, add_training_args, note_data, parse
+from stage import Run, Start, add_system_args, add_training_args, note_data, parse, sixth
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,19 +49,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    args, ckpt = parse(parser())
+    args, ckpt = parse(parser(), __file__, fixed=("preset", "steps"))
     if args.batch_tokens < args.block_size:
         raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
     if not ckpt and args.save_tokens and (args.save_at or args.save_every):
         raise UserError("--save-tokens, --save-at and --save-every each say when to save; give one of them")
-    if not ckpt and not args.save_at and not args.save_every:
-        if args.save_tokens and not all(0 < n < math.inf for n in args.save_tokens):
+    if args.save_tokens and (not ckpt or args.save_tokens != ckpt["config"].get("save_tokens")):
+        if not all(0 < n < math.inf for n in args.save_tokens):
             raise UserError(f"--save-tokens {args.save_tokens}: each must be a number above 0")
-        if args.save_tokens:
-            per_step = args.batch_tokens // args.block_size * args.block_size
-            args.save_at = sorted({min(args.steps, max(1, round(n / per_step))) for n in args.save_tokens})
-        else:  # log-spaced: the last step and halves of it, five in all
-            args.save_at = sorted({max(1, args.steps >> i) for i in range(5)})
+        per_step = args.batch_tokens // args.block_size * args.block_size
+        args.save_at = sorted({min(args.steps, max(1, round(n / per_step))) for n in args.save_tokens})
+    elif not ckpt and not args.save_at and args.save_every is None:  # log-spaced: the last step and halves of it, five
+        args.save_at, args.save_every = sorted({max(1, args.steps >> i) for i in range(5)}), sixth(args)
     return args, ckpt
 
 
@@ -108,12 +108,13 @@ def main():
         start = Start(0, 0, tokenizer_id(enc), None, identity, {})
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(ckpt["optimizer"])
+        restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
     out = Run(args, __file__, device, start)
     step_tokens = rows * args.block_size
     print(
         f"{model.n_params() / 1e6:.2f}M parameters | {step_tokens:,} tokens a step | {args.steps} steps, "
-        f"{args.steps * step_tokens / 1e6:.1f}M tokens | checkpoints at {args.save_at or f'every {args.save_every}'}"
+        f"{args.steps * step_tokens / 1e6:.1f}M tokens | "
+        f"checkpoints at {args.save_at} and every {args.save_every} steps (0: no others)"
     )
 
     for step in range(start.step, args.steps):
@@ -136,9 +137,10 @@ def main():
         metrics |= {"perf/tok_per_sec": step_tokens / seconds, "perf/step_ms": 1e3 * seconds}
         if out.due(done) or (args.eval_every and done % args.eval_every == 0):
             metrics["eval/loss"] = validation_loss(model, args, device, eot)
+            check_finite(metrics["eval/loss"], done, args.out, "validation loss")
         shown = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
         out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
-        if out.due(done):
+        if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
 
 

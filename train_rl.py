@@ -40,6 +40,7 @@ from common import (
     setup,
     step_with_clip,
 )
+from data.checkpoints import restore_optimizer
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.tokenizer import decode
 from model import check_context
@@ -104,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    args, ckpt = parse(parser(), PRESETS)
+    args, ckpt = parse(parser(), __file__, PRESETS)
     check_rl_args(args)
     if bool(args.only) != bool(args.by):
         raise UserError("--only chooses questions by the counts of --by: give both, or neither")
@@ -282,8 +283,8 @@ def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]
 
 def reference_weights(args, start) -> dict:
     """The starting checkpoint's weights, for a KL term; after --resume they come from the file that --init named."""
-    ckpt = load_checkpoint(args.init)
-    if weights_hash(ckpt["model"]) != start.parent["hash"]:
+    ckpt = load_checkpoint(args.init or "no --init")
+    if not start.parent or weights_hash(ckpt["model"]) != start.parent["hash"]:
         raise UserError(f"{args.init} is not the file this run began from; put it back, or resume with --kl-coef 0")
     return ckpt["model"]
 
@@ -329,7 +330,7 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
     return {
         "reward/mean": batch.rewards.mean().item(),
         "reward/std": batch.rewards.std().item(),
-        "reward/hits": int(batch.rewards.sum()),
+        "reward/hits": sum(reward(text, gold) == 1 for text, gold in zip(batch.texts, batch.gold, strict=True)),
         "reward/frac_zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
         "completion/len_mean": lengths.mean().item(),
         "completion/len_max": int(lengths.max()),
@@ -352,15 +353,14 @@ def write_samples(out: Run, step: int, batch: Batch, group_size: int, enc) -> No
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    model, enc, questions, start = load_start(args, ckpt, device)
-    questions = choose(questions, args) if args.only else questions
+    model, enc, questions, start = load_start(args, ckpt, device, choose if args.only else None)
     template = template_for(args.task)
     prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
     check_context(prompts, args.max_new_tokens, model.config.block_size)
     stop = stop_strings(args, enc, template)
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(ckpt["optimizer"])
+        restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
     ref = None
     if args.kl_coef:
         ref = copy.deepcopy(model).requires_grad_(False)
@@ -392,7 +392,7 @@ def main():
         out.log(done, shown, metrics)
         if out.due(done) or done == 1:
             write_samples(out, done, batch, args.group_size, enc)
-        if out.due(done):
+        if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
 
 

@@ -21,6 +21,7 @@ import time
 import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
+from data.checkpoints import restore_optimizer
 from data.math_qa import draw, format_prompt, format_target, template_for
 from model import check_context
 from stage import Run, add_system_args, add_training_args, load_start, parse
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    args, ckpt = parse(parser(), PRESETS)
+    args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "epochs"))
     if args.epochs is not None and not 0 < args.epochs < math.inf:
         raise UserError(f"--epochs {args.epochs}: must be a number above 0; or give --steps")
     return args, ckpt
@@ -104,7 +105,7 @@ def main():
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
     optimizer = make_optimizer(model, args)
     if ckpt:
-        optimizer.load_state_dict(ckpt["optimizer"])
+        restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
     out = Run(args, __file__, device, start)
     epochs = f"{args.steps} steps of {args.batch_size}: {args.steps * args.batch_size / len(examples):.1f} epochs"
     print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {epochs}")
@@ -121,7 +122,7 @@ def main():
         metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}
         shown = {"loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
         out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
-        if out.due(done):
+        if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
 
 

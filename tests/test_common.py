@@ -253,10 +253,6 @@ def test_resume_of_a_finished_run_ends_well(ok, sft_run):
     assert (sft_run / "metrics.jsonl").read_text() == before
 
 
-def test_resume_keeps_its_horizon(refused, sft_run):
-    refused("train_sft", "--resume", sft_run / "ckpt_000002.pt", "--steps", "9", words=("--steps 9", "4"))
-
-
 def test_resume_keeps_epochs_and_preset(refused, sft_run):
     for flags in (("--epochs", "3.0"), ("--preset", "paper")):
         refused("train_sft", "--resume", sft_run / "ckpt_000002.pt", *flags, words=(" ".join(flags), "began with"))
@@ -330,9 +326,8 @@ def test_new_run_needs_an_empty_folder(refused, sft_run, base, world):
     assert "another --out" in line and (sft_run / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize(("flags", "word"), [(["--out", "x"], "--init"), (["--init", "x"], "--out")])
-def test_missing_flags(refused, flags, word):
-    refused("train_sft", *flags, words=(f"{word} is missing",))
+def test_missing_init(refused):
+    refused("train_sft", "--out", "x", words=("--init is missing",))
 
 
 def test_defaults_of_warmup(ok, base, world, tmp_path):
