@@ -5,6 +5,7 @@ import ast
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -285,9 +286,22 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3) if resource else 0.0
 
 
+@functools.cache
+def imports(path: Path, _changed: int) -> list[tuple[int, list[str]]]:
+    """(dots, names) of each import statement of a file, found in its text: `from ..a import b` is (2, ["a", "b"])."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module.split(".") if node.module else []
+            found += [(node.level, [*start, alias.name]) for alias in node.names]  # a name may be a module
+    return found
+
+
 def source_files(script) -> list[Path]:
-    """The files of this project that `script` runs: itself and what it imports, directly or through others. Found in
-    the text of the import statements (`ast`), so nothing is executed and a fork's own files count."""
+    """The files of this project that `script` runs: itself and what it imports, directly or through others. Nothing is
+    executed, and a fork's own files count."""
     script = Path(script).resolve()
     roots, found, queue = [script.parent, HERE], set(), [script]
     while queue:
@@ -296,18 +310,11 @@ def source_files(script) -> list[Path]:
             continue
         found.add(path)
         package = next((path.parent.relative_to(root).parts for root in roots if path.is_relative_to(root)), ())
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name.split(".") for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):  # a name may be a module of a package
-                start = [*(package[: len(package) + 1 - node.level] if node.level else ())]
-                start += node.module.split(".") if node.module else []
-                names = [[*start, alias.name] for alias in node.names]
-            for parts in names:
-                for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1)):
-                    tried = [root / file for root in roots for file in (f"{stem}.py", stem / "__init__.py")]
-                    queue += [file for file in tried if file.is_file()][:1]
+        for dots, names in imports(path, path.stat().st_mtime_ns):
+            parts = [*(package[: len(package) + 1 - dots] if dots else ()), *names]
+            for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1)):
+                tried = [root / file for root in roots for file in (f"{stem}.py", stem / "__init__.py")]
+                queue += [file for file in tried if file.is_file()][:1]
     return sorted(found)
 
 
