@@ -28,4 +28,4 @@ lint: $(VENV)/.ready
 
 shell: $(VENV)/.ready
 	@echo "python is now that of $(VENV); leave with exit"
-	@bash -c 'exec bash --rcfile <(cat ~/.bashrc; echo ". $(BIN)/activate") -i'  # after .bashrc, which may set PATH
+	@bash -c 'exec bash --rcfile <(cat ~/.bashrc 2>/dev/null; echo ". $(BIN)/activate") -i'  # after .bashrc, which may set PATH
