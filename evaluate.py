@@ -1,10 +1,9 @@
 """Score a checkpoint: pass@k on question sets and likelihood benchmarks (paper sections "Evaluation").
 
-pass@k (Chen et al. 2021, eq. 1), n samples of which c are right, unbiased:  1 - C(n - c, k) / C(n, k), averaged over
-questions. One sampling run serves every k. Each completion is scored twice: `flexible` (#### or box, else the last
-number; the headline, as the paper's GSM8K scorer) and `strict` (the marker must be there; this is what RL is rewarded
-for). The `floor` row is pass@k of answers drawn blindly from the training answers' distribution: what exceeds it is
-skill.
+pass@k (Chen et al. 2021, eq. 1, in data/pass_at_k.py) is averaged over questions; one sampling run serves every k. Each
+completion is scored twice: `flexible` (#### or box, else the last number; the headline, as the paper's GSM8K scorer)
+and `strict` (the marker must be there; this is what RL is rewarded for). The `floor` row is pass@k of answers drawn
+blindly from the training answers' distribution: what exceeds it is skill.
 
     python evaluate.py --ckpt runs/base/ckpt_006400.pt --n-shot 8      # all tasks of data/world, about 2 minutes
     python evaluate.py --ckpt runs/rl/ckpt_000048.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json
@@ -32,10 +31,10 @@ from data.math_qa import (
     guess_floor,
     load_questions,
     reward,
-    reward_flexible,
     template_for,
 )
-from data.tokenizer import check_tokenizer, decode, load_tokenizer
+from data.pass_at_k import TEMPERATURE, TOP_P, pass_at_k, score_questions
+from data.tokenizer import check_tokenizer, load_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
 from stage import WORLD, add_system_args, check_numbers, parent_of, world_if_absent
@@ -59,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("Sampling").add_argument
     add("--k", type=int, nargs="+", default=[1, 8, 32], help="of pass@k, at most --n-samples")
     add("--n-samples", type=int, default=32, help="completions of each question")
-    add("--temperature", type=float, default=0.6, help="0 = greedy (one sample, pass@1)")
-    add("--top-p", type=float, default=0.95, help="sample from the likeliest ids of this mass; 1 = all")
+    add("--temperature", type=float, default=TEMPERATURE, help="0 = greedy (one sample, pass@1)")
+    add("--top-p", type=float, default=TOP_P, help="sample from the likeliest ids of this mass; 1 = all")
     add("--max-new-tokens", type=int, default=112, help="longest completion in tokens")
     add("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
     add("--shot-seed", type=int, default=17, help="draws the exemplars; 17: the first to leave room in the world")
@@ -87,14 +86,6 @@ def parse_args():
 
 
 # ------------------------------------------------------------------------------------------------------------ pass@k
-def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
-    """Unbiased estimate of P(at least one of k samples is right) from n_correct right ones among n_samples.
-    Raises UserError if k > n_samples, where no unbiased estimate exists."""
-    if not 1 <= k <= n_samples or not 0 <= n_correct <= n_samples:
-        raise UserError(f"pass@{k} of {n_correct} right among {n_samples} samples: needs 1 <= k <= n and 0 <= c <= n")
-    return 1.0 - math.prod((n_samples - n_correct - i) / (n_samples - i) for i in range(k))
-
-
 def mean_stderr(values: list[float]) -> dict:
     """Mean over questions and its standard error sqrt(var / n), ddof 1."""
     n, mean = len(values), sum(values) / len(values)
@@ -119,39 +110,29 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
 def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict, list[dict]]:
     """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
     questions, train, prefix, prompts, template = files.values()
+    sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
+    sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix)
     stop, rows, samples, began = StopStrings(enc, template.stops), [], [], time.time()
-    for i in range(0, len(questions), args.prompts_per_batch):
-        part = questions[i : i + args.prompts_per_batch]
-        with device.autocast():
-            out = model.generate(
-                prompts[i : i + args.prompts_per_batch], n_samples=args.n_samples, max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature, top_p=args.top_p, seed=args.seed, prefix=prefix, eos_id=enc.eot_token,
-                question_ids=list(range(i, i + len(part))), stop=stop,
-            )  # fmt: skip
-        texts = [stop.cut(decode(enc, [t for t in row if t != enc.eot_token])) for row in out.completions()]
-        for j, question in enumerate(part):
-            mine = slice(j * args.n_samples, (j + 1) * args.n_samples)
-            answers = Counter(extract_answer(t, flexible=True) or "" for t in texts[mine])  # "": none was found
-            rows.append({
-                "qid": question.qid,
-                "n": args.n_samples,
-                "strict": sum(int(reward(t, question.answer)) for t in texts[mine]),
-                "flexible": sum(int(reward_flexible(t, question.answer)) for t in texts[mine]),
-                "formatted": sum(extract_answer(t) is not None for t in texts[mine]),
-                "finished": int(out.finished[mine].sum()),
-                "gold": question.answer,
-                "answers": dict(answers),  # for controls that deal them anew
-            })  # fmt: skip
-            if len(rows) <= 3:
-                shown = {"task": task, "prompt": question.problem, "gold": question.answer}
-                for t in texts[mine][:4]:
-                    found = {"extracted": extract_answer(t, flexible=True), "reward": reward(t, question.answer)}
-                    samples.append(shown | {"completion": t} | found)
-        done, total = len(rows), len(questions)
-        left = (time.time() - began) / done * (total - done)
-        print(f"{task} {done}/{total} questions | {left:.0f} s left", flush=True)
-    floor = guess_floor([q.answer for q in train], [q.answer for q in questions], args.k) if train else {}
-    total = len(rows) * args.n_samples
+    scored = score_questions(model, enc, questions, prompts, stop, device, **sampling)
+    for question, (counts, texts) in zip(questions, scored, strict=True):
+        answers = Counter(extract_answer(t, flexible=True) or "" for t in texts)  # "": none was found
+        row = {"qid": question.qid, **counts, "gold": question.answer, "answers": dict(answers)}
+        rows.append(row)  # with the answers, for controls that deal them anew
+        if len(rows) <= 3:
+            shown = {"task": task, "prompt": question.problem, "gold": question.answer}
+            for t in texts[:4]:
+                found = {"extracted": extract_answer(t, flexible=True), "reward": reward(t, question.answer)}
+                samples.append(shown | {"completion": t} | found)
+        if len(rows) % args.prompts_per_batch == 0 or len(rows) == len(questions):
+            left = (time.time() - began) / len(rows) * (len(questions) - len(rows))
+            print(f"{task} {len(rows)}/{len(questions)} questions | {left:.0f} s left", flush=True)
+    return summary(rows, train, args.k), samples
+
+
+def summary(rows: list[dict], train: list, ks: list[int]) -> dict:
+    """A task's scores from the counts of its questions; the guess floor is of the training questions' answers."""
+    floor = guess_floor([q.answer for q in train], [r["gold"] for r in rows], ks) if train else {}
+    total = sum(r["n"] for r in rows)
     result = {
         "n_questions": len(rows),
         "format_rate": sum(r["formatted"] for r in rows) / total,
@@ -160,8 +141,8 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
         "questions": {name: [row[name] for row in rows] for name in rows[0]},  # columns: a third of the bytes
     }
     for scoring in ("flexible", "strict"):
-        result[scoring] = {f"pass@{k}": mean_stderr([pass_at_k(r["n"], r[scoring], k) for r in rows]) for k in args.k}
-    return result, samples
+        result[scoring] = {f"pass@{k}": mean_stderr([pass_at_k(r["n"], r[scoring], k) for r in rows]) for k in ks}
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------- movement
@@ -182,10 +163,8 @@ def movement(model, reference, text, eot: int, device) -> dict:
         at = batch[:, 1:, None]
         loss, loss_reference = loss - q.gather(-1, at).sum().item(), loss_reference - p.gather(-1, at).sum().item()
         count += at.numel()
-    return {
-        "distance": moved, "relative_distance": moved / norm,
-        "kl": kl / count, "loss": loss / count, "loss_reference": loss_reference / count,
-    }  # fmt: skip
+    text_means = {"kl": kl / count, "loss": loss / count, "loss_reference": loss_reference / count}
+    return {"distance": moved, "relative_distance": moved / norm, **text_means}
 
 
 def compact(bench: dict) -> dict:

@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 
 from common import (
-    FORMAT,
     Device,
     UserError,
     check_finite,
@@ -43,28 +42,31 @@ from common import (
     writable_dir,
 )
 from data.checkpoints import restore_optimizer
-from data.math_qa import draw, format_prompt, template_for
+from data.math_qa import draw, template_for
+from data.pass_at_k import VALIDATION_SHOWN, Validation
 from model import check_context
 from stage import Run, add_system_args, add_training_args, given_flags, load_start, parent_of, parse, weights_hash
 from train_rl import (
     add_rl_args,
     check_rl_args,
     grpo_step,
-    reference_weights,
+    note_without_signal,
+    question_prompts,
+    reference_model,
     rollout,
     rollout_metrics,
+    samples_to_read,
     stop_strings,
-    write_samples,
 )
 from train_sft import add_sft_args, load_examples, sft_gradient
 
-PRESETS = {
-    "laptop": {},
-    "paper": dict(
-        lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512,
-        max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=8,
-    ),
-}  # fmt: skip
+PAPER = dict(lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512)
+PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=8)
+PRESETS = {"laptop": {}, "paper": PAPER}
+
+SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
+SHOWN |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}
+SHOWN |= {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f", **VALIDATION_SHOWN}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,28 +169,39 @@ def average_checkpoints(paths: list[str], weights: list[float]) -> dict:
             parts = [w * c["model"][name].float() for w, c in zip(weights, ckpts, strict=True) if w]
             model[name] = sum(parts[1:], start=parts[0])
     made = provenance(__file__, Device(torch.device("cpu"), torch.float32))
-    return dict(
-        format=FORMAT, stage="merge", step=max(c["step"] for c in ckpts), tokens=first["tokens"], model=model,
-        model_config=first["model_config"], tokenizer=first["tokenizer"], optimizer=None, rng={}, data={},
-        config={"average": list(paths), "weights": list(weights), **made}, metrics={}, versions=made["versions"],
-        parent={**origin, "merged": parents},
-    )  # fmt: skip
+    return {
+        **first,
+        "stage": "merge",
+        "step": max(c["step"] for c in ckpts),
+        "model": model,
+        "optimizer": None,
+        "rng": {},
+        "data": {},
+        "metrics": {},
+        "config": {"average": list(paths), "weights": list(weights), **made},
+        "parent": {**origin, "merged": parents},
+        "versions": made["versions"],
+    }
 
 
 def main():
     args, ckpt = parse_args()
-    if args.average:
-        writable_dir(Path(args.out).absolute().parent)
-        merged = average_checkpoints(args.average, args.weights)
-        save_checkpoint(Path(args.out), merged)
-        print(f"saved {args.out} | weights {args.weights} | {weights_hash(merged['model'])[:12]}")
-        return
+    if not args.average:
+        return train(args, ckpt)
+    writable_dir(Path(args.out).absolute().parent)
+    merged = average_checkpoints(args.average, args.weights)
+    save_checkpoint(Path(args.out), merged)
+    print(f"saved {args.out} | weights {args.weights} | {weights_hash(merged['model'])[:12]}")
+
+
+def train(args, ckpt: dict | None) -> None:
+    """Parallel averaging, or with `--combine` its two ablations, from a checkpoint."""
     device = setup(args)
     rl_side, enc, questions, start = load_start(args, ckpt, device)
     template = template_for(args.task)
     sft_side = copy.deepcopy(rl_side) if args.combine == "average" else rl_side
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
-    prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+    prompts = question_prompts(enc, questions, template)
     examples = load_examples(enc, questions, template, args.gold)
     check_context(prompts, args.max_new_tokens, rl_side.config.block_size)
     check_context([prompt + target for prompt, target in examples], 0, rl_side.config.block_size)
@@ -198,18 +211,17 @@ def main():
         restore_optimizer(rl_optimizer, ckpt["optimizer"].get("rl"), args.resume)
         if args.combine != "sum":  # there it takes no step
             restore_optimizer(sft_optimizer, ckpt["optimizer"].get("sft"), args.resume)
-    ref = None
-    if args.kl_coef:
-        ref = copy.deepcopy(rl_side).requires_grad_(False)
-        if ckpt:
-            ref.load_state_dict(reference_weights(args, start))
+    ref = reference_model(rl_side, args, ckpt, start)
+    validation = Validation(args, enc, rl_side, device)  # between two averagings, of the RL side
     out = Run(args, __file__, device, start)
     how = f"weights {args.weights} every {args.sync_every} steps" if args.combine == "average" else args.combine
-    print(
-        f"{len(questions)} {args.task} questions | RL {args.prompts_per_step} x {args.group_size} completions and SFT "
-        f"{args.batch_size} of {len(examples)} examples a step | {how}"
-    )
+    rl = f"RL {args.prompts_per_step} questions x {args.group_size} completions"
+    print(f"{len(questions)} {args.task} questions | {rl} and SFT {args.batch_size} of {len(examples)} examples a step")
+    print(f"combine: {how}")
 
+    if start.step == 0 and validation.due(0):
+        out.log(0, SHOWN, validation.scores())
+    signal = False
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(rl_optimizer, lr := lr_at(step, args, args.lr, "constant"))
@@ -229,16 +241,17 @@ def main():
         if args.combine == "average" and done % args.sync_every == 0:
             synchronise(rl_side, sft_side, anchor, args.weights)
         seconds = time.time() - began
+        signal |= metrics["reward/frac_zero_std_groups"] < 1
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
         metrics |= {"perf/tok_per_sec": (metrics["completion/tokens"] + stats["tokens"]) / seconds}
-        shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
-        shown |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}
-        out.log(done, shown | {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}, metrics)
-        if out.due(done) or done == 1:
-            write_samples(out, done, batch, args.group_size, enc)
+        metrics |= validation.scores() if validation.due(done) else {}
+        out.log(done, SHOWN, metrics)
+        if out.samples_due(done):
+            out.samples(done, samples_to_read(batch, args.group_size, enc))
         if out.due(done) or (out.stopping and done % args.sync_every == 0):  # between, the sides differ
-            optimizers = {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}
-            out.save(done, rl_side, optimizers, metrics)
+            out.save(done, rl_side, {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}, metrics)
+    if not signal:
+        note_without_signal(start.step + 1, metrics)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ from model import load_model
 WORLD = "data/world"  # the default of --data
 PATHS = ("data", "init", "by")  # settings that name what a run reads
 STOPPED = "_stopped"  # ends the name of a checkpoint that a signal asked for
-COUNTS = "steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size".split()
+COUNTS = """steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size
+eval_questions""".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
-limit n_shot warmup_steps threads""".split()
+sample_every limit n_shot warmup_steps threads""".split()
 
 
 @dataclass
@@ -67,6 +68,7 @@ def add_system_args(p: argparse.ArgumentParser) -> None:
 
 def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pretrain: bool = False) -> None:
     """Flags that mean the same in every training stage; `steps` and `lr` are the stage's laptop defaults."""
+    sampled = "steps between completions to read, in samples.jsonl; 0 = with checkpoints (SFT: none)"
     decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
     add = p.add_argument_group("Input and output").add_argument
     add("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.tokens")
@@ -77,6 +79,11 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
         add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
     last = "go on with the run that wrote this file, or with a run folder's last one, under its own settings"
     add("--resume", metavar="CKPT|DIR", help=last)
+    if not pretrain:
+        add = p.add_argument_group("Watching").add_argument
+        add("--eval-every", type=int, default=0, help="steps between pass@1 on validation questions; 0 = off")
+        add("--eval-questions", type=int, default=64, help="the first N validation questions of the task")
+        add("--sample-every", type=int, default=0, help=sampled)
     add = p.add_argument_group("Optimization").add_argument
     longer = "the schedule's horizon" if pretrain else "more of them with --resume continue a run"
     add("--steps", type=int, default=steps, help=f"end of the run; {longer}")
@@ -315,6 +322,17 @@ def earlier(start: Start, made: dict) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------------- the run folder
+def readable(row: dict, longest: int = 300) -> str:
+    """A row of samples.jsonl for the console: prompt and completion indented, each cut at `longest` characters."""
+
+    def block(label: str, text: str) -> str:
+        text = text.strip() if len(text) <= longest else text[:longest].strip() + " ..."
+        return f"    {label:<11} " + text.replace("\n", "\n" + " " * 16)
+
+    verdict = f"    gold {row['gold']}, extracted {row['extracted']}, reward {row['reward']:g}"
+    return "\n".join([block("prompt:", row["prompt"]), block("completion:", row["completion"]), verdict])
+
+
 class Run:
     """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl` (rollouts), checkpoints; and the console line.
     `script`: the stage's __file__, whose name its checkpoints bear and a fork keeps its own."""
@@ -369,19 +387,28 @@ class Run:
         """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
         `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}. None: not measured."""
         elapsed = time.time() - self.began
-        left = elapsed / max(1, step - self.start.step) * (self.args.steps - step)
+        done = step - self.start.step
+        left = f" | {elapsed / done * (self.args.steps - step):.0f} s left" if done else ""
         values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
         line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
-        print(f"step {step:05d}/{self.args.steps:05d} | {line} | {left:.0f} s left", flush=True)
+        print(f"step {step:05d}/{self.args.steps:05d} | {line}{left}", flush=True)
         with open(self.out / "metrics.jsonl", "a") as f:
             row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
             row["perf/elapsed_s"] = round(self.before + elapsed, 2)
             lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}  # JSON has no NaN
             f.write(json.dumps(row | lost) + "\n")
 
-    def sample(self, step: int, row: dict) -> None:
+    def samples(self, step: int, rows: list[dict]) -> None:
+        """Add rows (data.pass_at_k.sample_row) to samples.jsonl and show the first."""
         with open(self.out / "samples.jsonl", "a") as f:
-            f.write(json.dumps({"step": step, **row}) + "\n")
+            f.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)
+        print(readable(rows[0]), flush=True)
+
+    def samples_due(self, step: int) -> bool:
+        """Every `--sample-every` steps, the first and the last; without it, the first and with each checkpoint."""
+        every = self.args.sample_every
+        often = step % every == 0 or step == self.args.steps if every else self.due(step)
+        return step == 1 or often
 
     def due(self, step: int) -> bool:
         """Is a checkpoint due after `step` steps? The last one always is."""

@@ -21,11 +21,9 @@ A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is 
 
 import argparse
 import copy
-import json
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -41,20 +39,21 @@ from common import (
     step_with_clip,
 )
 from data.checkpoints import restore_optimizer
+from data.files import counted
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
+from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, sample_row, sample_texts
 from data.tokenizer import decode
 from model import check_context
 from stage import Run, add_system_args, add_training_args, load_start, parse, weights_hash
 
-PRESETS = {
-    "laptop": {},
-    "paper": dict(
-        lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4, kl_coef=1e-3,
-        max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=4,
-    ),
-}  # fmt: skip
+PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
+PAPER |= dict(kl_coef=1e-3, max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=4)
+PRESETS = {"laptop": {}, "paper": PAPER}
 
-SPLITS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125)}  # share of right samples: the paper's 16 to 64, at most 8 of 64
+SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
+SHOWN |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
+SHOWN |= {"clip": "policy/clip_frac:.1%", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
+SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f", **VALIDATION_SHOWN}
 
 
 def add_rl_args(p) -> None:
@@ -112,24 +111,6 @@ def parse_args():
     return args, ckpt
 
 
-def choose(questions, args):
-    """Those of `questions` that the model of `--by` got right (strict) in a share of its samples that fits `--only`."""
-    try:
-        found = json.loads(Path(args.by).read_text())
-        split, found = found["settings"]["split"], found["questions"][args.task]["questions"]
-        right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"--by {args.by} holds no counts of {args.task} ({error!r})"
-        raise UserError(f"{what}; give evaluate.py's JSON") from error
-    if split != "train":
-        raise UserError(f"--by {args.by} counts {split} questions; give `evaluate.py --split train`'s JSON")
-    low, high = SPLITS[args.only]
-    chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
-    if not chosen:
-        raise UserError(f"{args.by}: none of its {len(right)} questions is {args.only}; sample more questions")
-    return chosen
-
-
 # ------------------------------------------------------------------------------------------------------- the objective
 def group_advantages(rewards: torch.Tensor, group_size: int, norm: str = "std") -> torch.Tensor:
     """rewards (P * G,), groups adjacent -> advantages (P * G,): centred per group, over (std + 1e-6) with ddof 1 unless
@@ -153,15 +134,19 @@ def loss_weights(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> 
 
 
 def grpo_loss(
-    logprobs, old_logprobs, advantages, mask, weights, clip_low, clip_high,
-    dual_clip=0.0, ref_logprobs=None, kl_coef=0.0,
-):  # fmt: skip
-    """The clipped surrogate with the k3 penalty, summed over completion tokens with per-row weights c_i.
-
-    logprobs, old_logprobs, ref_logprobs, mask: (B, T), mask 1 on completion tokens including end-of-text; advantages
-    and weights: (B,), the weights from `loss_weights` over the whole update, so micro-batches simply add up.
-    Returns (loss, stats): sums over tokens of clipped, kl, and the extreme ratios.
-    """
+    logprobs: torch.Tensor,  # (B, T), of the completions' tokens
+    old_logprobs: torch.Tensor,  # (B, T), when they were sampled
+    advantages: torch.Tensor,  # (B,)
+    mask: torch.Tensor,  # (B, T), 1 on completion tokens including end-of-text
+    weights: torch.Tensor,  # (B,), c_i from `loss_weights` over the whole update: micro-batches simply add up
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
+    ref_logprobs: torch.Tensor | None = None,  # (B, T)
+    kl_coef: float = 0.0,
+) -> tuple[torch.Tensor, dict]:
+    """DeepSeekMath eq. 3 with its sign turned: the clipped surrogate and the k3 penalty, summed over completion tokens
+    with a weight c_i a row. Returns (loss, stats): sums over tokens of clipped and kl, and the extreme ratios."""
     mask = mask.float()
     log_ratio = (logprobs - old_logprobs) * mask
     ratio = log_ratio.exp()  # (B, T), exactly 1 on the first update of a batch
@@ -202,34 +187,40 @@ class Batch:
         return [self.prompts[r] for r in part], [self.completions[r] for r in part]
 
 
+def question_prompts(enc, questions, template) -> list[list[int]]:
+    """Ids of each question as a prompt, which begins with end-of-text."""
+    questions = counted(questions, "tokenizing questions")
+    return [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+
+
 def stop_strings(args, enc, template) -> StopStrings | None:
     """Where rollouts end besides end-of-text. A base model that is not stopped after its answer runs on into a new
     question: those tokens share the answer's reward, so most of the gradient teaches running on."""
     return StopStrings(enc, template.stops) if args.stop == "template" else None
 
 
-def rollout(model, enc, questions, prompts, indices, step, args, device, stop=None) -> Batch:
+def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None) -> Batch:
     """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
-    outs = []
-    for i in range(0, len(indices), args.prompts_per_batch):
-        part = indices[i : i + args.prompts_per_batch]
-        with device.autocast():
-            outs.append(model.generate(
-                [prompts[j] for j in part], n_samples=args.group_size, max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature, seed=args.seed * 1_000_003 + step, eos_id=enc.eot_token, stop=stop,
-                question_ids=list(range(i, i + len(part))),  # places: a question that comes twice is sampled anew
-            ))  # fmt: skip
-    completions = [row for out in outs for row in out.completions()]
-    lengths, finished = torch.cat([out.lengths for out in outs]), torch.cat([out.finished for out in outs])
-    texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in completions]
-    texts = [stop.cut(text) for text in texts] if stop else texts  # as evaluation reads them
-    gold = [questions[i].answer for i in indices for _ in range(args.group_size)]
+    G, seed = args.group_size, args.seed * 1_000_003 + step
+    settings = dict(n_samples=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
+    repeated = [i for i in drawn for _ in range(G)]
+    parts = sample_texts(
+        model, enc, [prompts[i] for i in drawn], stop, device, together=args.prompts_per_batch, **settings
+    )
+    outs, texts = zip(*parts, strict=True)
+    texts, gold = [text for part in texts for text in part], [questions[i].answer for i in repeated]
     # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
-        [prompts[i] for i in indices for _ in range(args.group_size)], completions, lengths, rewards,
-        group_advantages(rewards, args.group_size, args.adv_norm), texts, gold, finished,
-    )  # fmt: skip
+        prompts=[prompts[i] for i in repeated],
+        completions=[row for out in outs for row in out.completions()],
+        lengths=torch.cat([out.lengths for out in outs]),
+        rewards=rewards,
+        advantages=group_advantages(rewards, G, args.adv_norm),
+        texts=texts,
+        gold=gold,
+        finished=torch.cat([out.finished for out in outs]),
+    )
 
 
 def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
@@ -246,22 +237,21 @@ def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
 def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
     """Add the gradient of one update (all micro-batches of `rows`) to .grad. `old`: old_logprobs of each micro-batch,
     or None on the first update of a batch, where the policy is the one that sampled. Returns sums over tokens."""
-    weights = loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens)
-    weight_of = dict(zip(rows, weights.tolist(), strict=True))
+    weights = torch.zeros(len(batch.prompts))
+    weights[rows] = loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens)
+    clipping = dict(clip_low=args.clip_low, clip_high=args.clip_high, dual_clip=args.dual_clip)
     total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "entropy": 0.0, "tokens": 0, "ratio_min": 1.0, "ratio_max": 1.0}
     for i, part in enumerate(signal_micro_batches(batch, rows, args)):
-        prompts, completions = batch.rows(part)
         with device.autocast():
-            logprobs, entropy, mask = model.completion_logprobs(prompts, completions, args.temperature, entropy=True)
+            logprobs, entropy, mask = model.completion_logprobs(*batch.rows(part), args.temperature, entropy=True)
             ref_logprobs = None
             if ref is not None:
                 with torch.no_grad():
-                    ref_logprobs = ref.completion_logprobs(prompts, completions, args.temperature)[0]
-        loss, stats = grpo_loss(
-            logprobs, logprobs.detach() if old is None else old[i], batch.advantages[part].to(mask.device), mask,
-            torch.tensor([weight_of[r] for r in part], device=mask.device), args.clip_low, args.clip_high,
-            args.dual_clip, ref_logprobs, args.kl_coef,
-        )  # fmt: skip
+                    ref_logprobs = ref.completion_logprobs(*batch.rows(part), args.temperature)[0]
+        old_logprobs = logprobs.detach() if old is None else old[i]
+        advantages, c = batch.advantages[part].to(mask.device), weights[part].to(mask.device)
+        penalty = dict(ref_logprobs=ref_logprobs, kl_coef=args.kl_coef)
+        loss, stats = grpo_loss(logprobs, old_logprobs, advantages, mask, c, **clipping, **penalty)
         loss.backward()
         for key in ("clipped", "kl"):
             total[key] += stats[key]
@@ -281,45 +271,57 @@ def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]
     return micro_batches(batch, rows, args.micro_batch_size)
 
 
-def reference_weights(args, start) -> dict:
-    """The starting checkpoint's weights, for a KL term; after --resume they come from the file that --init named."""
-    ckpt = load_checkpoint(args.init or "no --init")
-    if not start.parent or weights_hash(ckpt["model"]) != start.parent["hash"]:
-        raise UserError(f"{args.init} is not the file this run began from; put it back, or resume with --kl-coef 0")
-    return ckpt["model"]
+def reference_model(model, args, ckpt: dict | None, start):
+    """The starting checkpoint, frozen, for a KL term; None without one. After --resume it comes from the file that
+    --init named."""
+    if not args.kl_coef:
+        return None
+    ref = copy.deepcopy(model).requires_grad_(False)
+    if ckpt:
+        first = load_checkpoint(args.init or "no --init")
+        if not start.parent or weights_hash(first["model"]) != start.parent["hash"]:
+            mend = "put it back, or resume with --kl-coef 0"
+            raise UserError(f"{args.init} is not the file this run began from; {mend}")
+        ref.load_state_dict(first["model"])
+    return ref
 
 
 def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
-    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each. What is averaged over
-    tokens with a gradient is None where a batch has none, and the KL where no reference is kept."""
+    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
     per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
     updates = [rows.flatten().tolist() for rows in per_update]
     # Later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and with gradients
     # on, since without them other code computes them and rounds otherwise.
     old = [None]
     for rows in updates[1:]:
+        parts = [batch.rows(part) for part in signal_micro_batches(batch, rows, args)]
         with device.autocast():
-            old.append([
-                model.completion_logprobs(*batch.rows(part), args.temperature)[0].detach()
-                for part in signal_micro_batches(batch, rows, args)
-            ])  # fmt: skip
+            old.append([model.completion_logprobs(*part, args.temperature)[0].detach() for part in parts])
     results = []
     for rows, old_logprobs in zip(updates, old, strict=True):
         stats = grpo_gradient(model, ref, batch, rows, args, device, old_logprobs)
         check_finite(stats["loss"], step + 1, args.out)
         stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         results.append(stats)
+    return update_metrics(results, with_kl=ref is not None)
+
+
+def update_metrics(results: list[dict], with_kl: bool) -> dict:
+    """Metrics of a batch from the sums of its updates. Means over tokens with a gradient are None where there are none,
+    and so is the KL where no reference is kept."""
     tokens = sum(r["tokens"] for r in results)
-    mean = lambda key: sum(r[key] for r in results) / tokens if tokens else None  # noqa: E731
-    found = lambda extreme, key: extreme(r[key] for r in results) if tokens else None  # noqa: E731
+
+    def mean(key: str) -> float | None:
+        return sum(r[key] for r in results) / tokens if tokens else None
+
     return {
         "train/loss": sum(r["loss"] for r in results) / len(results),
         "train/grad_norm": sum(r["grad_norm"] for r in results) / len(results),
-        "policy/kl": mean("kl") if ref is not None else None,
+        "policy/kl": mean("kl") if with_kl else None,
         "policy/clip_frac": mean("clipped"),
         "policy/entropy": mean("entropy"),
-        "policy/ratio_min": found(min, "ratio_min"),
-        "policy/ratio_max": found(max, "ratio_max"),
+        "policy/ratio_min": min(r["ratio_min"] for r in results) if tokens else None,
+        "policy/ratio_max": max(r["ratio_max"] for r in results) if tokens else None,
         "policy/ratio_max_first_update": results[0]["ratio_max"] if results[0]["tokens"] else None,
     }
 
@@ -341,13 +343,20 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
     }
 
 
-def write_samples(out: Run, step: int, batch: Batch, group_size: int, enc) -> None:
-    """Rollouts to read: the first of the first two questions, and one that was right (if any was)."""
+def samples_to_read(batch: Batch, group_size: int, enc) -> list[dict]:
+    """Rollouts for people: the first of the first two questions, and one that was right (if any was)."""
     second = group_size % len(batch.texts)  # the first again, where a batch is one question
-    for i in dict.fromkeys([0, second, int(batch.rewards.argmax())]):
-        text, prompt = batch.texts[i], decode(enc, batch.prompts[i][1:])
-        row = {"prompt": prompt, "completion": text, "extracted": extract_answer(text)}
-        out.sample(step, row | {"gold": batch.gold[i], "reward": batch.rewards[i].item()})
+    return [
+        sample_row(decode(enc, batch.prompts[i][1:]), batch.texts[i], batch.gold[i], batch.rewards[i].item())
+        for i in dict.fromkeys([0, second, int(batch.rewards.argmax())])
+    ]
+
+
+def note_without_signal(first: int, metrics: dict) -> None:
+    """The last line of a run in which no group had a signal. `metrics`: of its last batch."""
+    what = f"note: from step {first} on, no group had both right and wrong completions, so RL had nothing to learn from"
+    sparse = "a larger --group-size, an easier --task, a later checkpoint, or SFT first (train_sft.py)"
+    print(f"{what}; try {'a harder --task' if metrics['reward/mean'] == 1 else sparse}")
 
 
 def main():
@@ -355,45 +364,44 @@ def main():
     device = setup(args)
     model, enc, questions, start = load_start(args, ckpt, device, choose if args.only else None)
     template = template_for(args.task)
-    prompts = [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+    prompts = question_prompts(enc, questions, template)
     check_context(prompts, args.max_new_tokens, model.config.block_size)
     stop = stop_strings(args, enc, template)
+    validation = Validation(args, enc, model, device)
+    ref = reference_model(model, args, ckpt, start)
     optimizer = make_optimizer(model, args)
     if ckpt:
         restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
-    ref = None
-    if args.kl_coef:
-        ref = copy.deepcopy(model).requires_grad_(False)
-        if ckpt:
-            ref.load_state_dict(reference_weights(args, start))
     out = Run(args, __file__, device, start)
-    print(
-        f"{len(questions)} {args.task} questions | {args.prompts_per_step} prompts x {args.group_size} = "
-        f"{args.prompts_per_step * args.group_size} completions a step, {args.updates_per_batch} updates each | "
-        "a loss near 0 is normal, watch the reward"
-    )
+    P, G, n = args.prompts_per_step, args.group_size, args.updates_per_batch
+    batches = f"{P} questions x {G} = {P * G} completions a step, {n} {'update' if n == 1 else 'updates'} each"
+    print(f"{len(questions)} {args.task} questions | {batches} | a loss near 0 is normal, watch the reward")
+    shown = SHOWN if n > 1 else {label: SHOWN[label] for label in SHOWN if label != "clip"}  # n = 1: the ratio is 1
 
+    if start.step == 0 and validation.due(0):
+        out.log(0, shown, validation.scores())
+    signal = False
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
         # ABLATION: another choice of questions
-        drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
+        drawn = draw(len(questions), P, step, args.seed)
         batch = rollout(model, enc, questions, prompts, drawn, step, args, device, stop)
         sampled = time.time()
-        metrics = rollout_metrics(batch, args.group_size) | grpo_step(model, ref, optimizer, batch, args, device, step)
+        metrics = rollout_metrics(batch, G) | grpo_step(model, ref, optimizer, batch, args, device, step)
         seconds, done = time.time() - began, step + 1
-        metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
+        signal |= metrics["reward/frac_zero_std_groups"] < 1
+        metrics |= {"train/lr": lr, "train/updates": done * n, "perf/step_ms": 1e3 * seconds}
         metrics |= {"perf/sample_ms": 1e3 * (sampled - began)}
         metrics |= {"perf/tok_per_sec": metrics["completion/tokens"] / seconds}
-        shown = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
-        shown |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
-        shown |= {"clip": "policy/clip_frac:.1%"} if args.updates_per_batch > 1 else {}  # else the ratio is 1
-        shown |= {"gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f"}
+        metrics |= validation.scores() if validation.due(done) else {}
         out.log(done, shown, metrics)
-        if out.due(done) or done == 1:
-            write_samples(out, done, batch, args.group_size, enc)
+        if out.samples_due(done):
+            out.samples(done, samples_to_read(batch, G, enc))
         if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
+    if not signal:
+        note_without_signal(start.step + 1, metrics)
 
 
 if __name__ == "__main__":

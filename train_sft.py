@@ -22,7 +22,9 @@ import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.checkpoints import restore_optimizer
+from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
+from data.pass_at_k import VALIDATION_SHOWN, Validation
 from model import check_context
 from stage import Run, add_system_args, add_training_args, load_start, parse
 
@@ -30,6 +32,14 @@ PRESETS = {
     "laptop": {},
     "paper": dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm="sum", weight_decay=0.01),
 }
+
+SHOWN = {
+    "loss": "train/loss:.4f",
+    "gnorm": "train/grad_norm:.2f",
+    "lr": "train/lr:.1e",
+    "tok/s": "perf/tok_per_sec:,.0f",
+}
+SHOWN |= VALIDATION_SHOWN
 
 
 def add_sft_args(p) -> None:
@@ -46,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=240, lr=1e-3)
     add_sft_args(p)
+    p.add_argument("--max-new-tokens", type=int, default=112, help="longest completion of --eval-every, --sample-every")
     p.add_argument("--epochs", type=float, help="passes over the examples; takes the place of --steps")
     add_system_args(p)
     return p
@@ -66,7 +77,7 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
             [enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))],
             [*enc.encode_ordinary(format_target(q, solution, template)), enc.eot_token],
         )
-        for q in questions
+        for q in counted(questions, "tokenizing questions")
         # ABLATION: other demonstrations of a question
         for solution in (q.solutions if gold else q.solutions[:1])
     ]
@@ -103,6 +114,7 @@ def main():
     check_context([prompt + target for prompt, target in examples], 0, model.config.block_size)
     if args.epochs and not ckpt:
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
+    validation = Validation(args, enc, model, device, needed=args.sample_every > 0)
     optimizer = make_optimizer(model, args)
     if ckpt:
         restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
@@ -110,6 +122,8 @@ def main():
     epochs = f"{args.steps} steps of {args.batch_size}: {args.steps * args.batch_size / len(examples):.1f} epochs"
     print(f"{len(examples)} examples of {len(questions)} {args.task} questions | {epochs}")
 
+    if start.step == 0 and validation.due(0):
+        out.log(0, SHOWN, validation.scores())
     for step in range(start.step, args.steps):
         began = time.time()
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
@@ -120,8 +134,10 @@ def main():
         seconds, done = time.time() - began, step + 1
         metrics = {"train/loss": stats["loss"], "train/grad_norm": norm, "train/lr": lr, "train/updates": done}
         metrics |= {"perf/step_ms": 1e3 * seconds, "perf/tok_per_sec": stats["tokens"] / seconds}
-        shown = {"loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
-        out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
+        metrics |= validation.scores() if validation.due(done) else {}
+        out.log(done, SHOWN, metrics)
+        if args.sample_every and out.samples_due(done):
+            out.samples(done, validation.samples())
         if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
 

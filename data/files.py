@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -150,6 +151,18 @@ def field(row: dict, key: str, kind: type | tuple[type, ...], where: str | os.Pa
         needed, got = " or ".join(k.__name__ for k in kinds), "nothing" if value is None else repr(value)[:60]
         raise UserError(f"{where}: {key!r} must be {needed}, got {got}; {mend}")
     return value
+
+
+def counted(items: Iterable, what: str, seconds: float = 5.0) -> Iterator:
+    """`items` as they come. Where they take longer than `seconds`, a line each so often says how far they are."""
+    began = said = time.time()
+    total = len(items) if hasattr(items, "__len__") else None
+    for done, item in enumerate(items):
+        if (now := time.time()) - said > seconds:
+            said = now
+            left = f"/{total:,} | {(now - began) / done * (total - done):.0f} s left" if total and done else ""
+            print(f"{what} {done:,}{left}", flush=True)
+        yield item
 
 
 # ---------------------------------------------------------------- writing

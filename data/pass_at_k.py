@@ -1,0 +1,144 @@
+"""Questions put to a model: completions sampled, read, scored, and pass@k of them. RL's rollouts, validation while
+training and evaluation all come through here, so that they read a completion alike.
+
+pass@k (Chen et al. 2021, eq. 1), n samples of which c are right, unbiased:  1 - C(n - c, k) / C(n, k).
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.files import UserError
+from data.math_qa import (
+    Question,
+    StopStrings,
+    encode_prompts,
+    extract_answer,
+    format_prompt,
+    load_questions,
+    reward,
+    reward_flexible,
+    template_for,
+)
+from data.tokenizer import decode
+from model import check_context
+
+TEMPERATURE, TOP_P = 0.6, 0.95  # the paper's, of evaluation; rollouts have their own
+SPLITS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125)}  # share of right samples: the paper's 16 to 64, at most 8 of 64
+VALIDATION_SHOWN = {"pass@1": "eval/pass@1:.1%", "format": "eval/format:.0%"}  # on the console line of a stage
+
+
+def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is right) from n_correct right ones among n_samples.
+    Raises UserError if k > n_samples, where no unbiased estimate exists."""
+    if not 1 <= k <= n_samples or not 0 <= n_correct <= n_samples:
+        raise UserError(f"pass@{k} of {n_correct} right among {n_samples} samples: needs 1 <= k <= n and 0 <= c <= n")
+    return 1.0 - math.prod((n_samples - n_correct - i) / (n_samples - i) for i in range(k))
+
+
+def sample_texts(model, enc, prompts, stop: StopStrings | None, device, *, together: int, **settings) -> Iterator:
+    """Sample completions of `prompts` (ids), `together` prompts at a time: memory and speed only. Yields for each such
+    part its Rollout and the texts of its rows, without end-of-text and cut before the stop string. `settings`: of
+    GPT.generate. A prompt's draws depend on its place among `prompts`: one that comes twice is sampled anew."""
+    for i in range(0, len(prompts), together):
+        part = prompts[i : i + together]
+        places = list(range(i, i + len(part)))
+        with device.autocast():
+            out = model.generate(part, eos_id=enc.eot_token, stop=stop, question_ids=places, **settings)
+        texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in out.completions()]
+        yield out, [stop.cut(text) for text in texts] if stop else texts
+
+
+def score_questions(model, enc, questions: list[Question], prompts, stop, device, *, n_samples: int, **settings):
+    """Put `questions` to the model as `prompts` (ids). Yields for each question its counts of completions, {"n",
+    "strict", "flexible", "formatted", "finished"}, and their texts. strict: the marker must be there (RL's reward);
+    flexible: else the last number counts, too (the headline, as the paper's); formatted: a marker states an answer;
+    finished: ended by end-of-text or a stop string. `settings`: of `sample_texts`."""
+    left = iter(questions)
+    for out, texts in sample_texts(model, enc, prompts, stop, device, n_samples=n_samples, **settings):
+        finished = out.finished.view(-1, n_samples).sum(1).tolist()
+        for i, ended in enumerate(finished):
+            gold, mine = next(left).answer, texts[i * n_samples : (i + 1) * n_samples]
+            yield (
+                {
+                    "n": n_samples,
+                    "strict": sum(int(reward(text, gold)) for text in mine),
+                    "flexible": sum(int(reward_flexible(text, gold)) for text in mine),
+                    "formatted": sum(extract_answer(text) is not None for text in mine),
+                    "finished": ended,
+                },
+                mine,
+            )
+
+
+def choose(questions: list[Question], args) -> list[Question]:
+    """Those of `questions` that the model of `--by` got right (strict) in a share of its samples that fits `--only`."""
+    try:
+        found = json.loads(Path(args.by).read_text())
+        split, found = found["settings"]["split"], found["questions"][args.task]["questions"]
+        right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"--by {args.by} holds no counts of {args.task} ({error!r})"
+        raise UserError(f"{what}; give evaluate.py's JSON") from error
+    if split != "train":
+        raise UserError(f"--by {args.by} counts {split} questions; give `evaluate.py --split train`'s JSON")
+    low, high = SPLITS[args.only]
+    chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
+    if not chosen:
+        raise UserError(f"{args.by}: none of its {len(right)} questions is {args.only}; sample more questions")
+    return chosen
+
+
+class Validation:
+    """Scores of the model in training on the first `--eval-questions` validation questions of its task, every
+    `--eval-every` steps, before the first step and after the last. Test questions are never read.
+
+    One completion of each question, sampled as evaluation samples: so `eval/pass@1` estimates the pass@1 that
+    evaluate.py reports, which greedy decoding would not, and `evaluate.py --split val --n-samples 1 --k 1` gives the
+    same number. The draws are those of the seed and the question, at every step: what differs between two steps is
+    the model. Nothing of training is drawn from them, so the weights are the same with and without validation.
+    """
+
+    def __init__(self, args, enc, model, device, needed: bool = False):
+        """`needed`: also without `--eval-every`, for `samples`."""
+        self.args, self.enc, self.model, self.device = args, enc, model, device
+        if not (args.eval_every or needed):
+            return
+        self.template = template_for(args.task)
+        self.questions = load_questions(args.data, args.task, "val")[: args.eval_questions]
+        prefix, self.prompts = encode_prompts(enc, [format_prompt(q, self.template) for q in self.questions])
+        check_context([prefix + p for p in self.prompts], args.max_new_tokens, model.config.block_size)
+        print(f"validation: one completion of each of {len(self.questions)} questions", flush=True)
+        self.sampling = dict(prefix=prefix, n_samples=1, temperature=TEMPERATURE, top_p=TOP_P, seed=args.seed)
+        self.sampling |= dict(max_new_tokens=args.max_new_tokens, together=64)
+
+    def due(self, step: int) -> bool:
+        every = self.args.eval_every
+        return every > 0 and (step % every == 0 or step == self.args.steps)
+
+    def answers(self, count: int | None = None) -> Iterator:
+        """(counts, [text]) of the first `count` questions, or of all."""
+        questions, prompts = self.questions[:count], self.prompts[:count]
+        stop = StopStrings(self.enc, self.template.stops)
+        return score_questions(self.model, self.enc, questions, prompts, stop, self.device, **self.sampling)
+
+    def scores(self) -> dict:
+        rows = [counts for counts, _ in self.answers()]
+        return {
+            "eval/pass@1": sum(row["flexible"] for row in rows) / len(rows),
+            "eval/format": sum(row["formatted"] for row in rows) / len(rows),
+        }
+
+    def samples(self, count: int = 3) -> list[dict]:
+        """Rows of samples.jsonl for the first questions."""
+        return [
+            sample_row(format_prompt(question, self.template), text, question.answer, reward(text, question.answer))
+            for question, (_, [text]) in zip(self.questions, self.answers(count), strict=False)
+        ]
+
+
+def sample_row(prompt: str, completion: str, gold: str, score: float) -> dict:
+    """What samples.jsonl keeps of a completion, for people."""
+    extracted = extract_answer(completion)
+    return {"prompt": prompt, "completion": completion, "extracted": extracted, "gold": gold, "reward": score}
