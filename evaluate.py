@@ -37,7 +37,7 @@ from data.pass_at_k import TEMPERATURE, TOP_P, pass_at_k, score_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
-from stage import WORLD, add_system_args, check_numbers, parent_of, world_if_absent
+from stage import WORLD, add_system_args, check_numbers, need_flags, parent_of, world_if_absent
 
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
@@ -45,7 +45,7 @@ ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument_group("Input and output").add_argument
-    add("--ckpt", required=True, metavar="CKPT", help="what is scored")
+    add("--ckpt", metavar="CKPT", help="what is scored")
     folder = "world or prepared folder; real sets come from it or $REAL_DATA"
     add("--data", default=WORLD, metavar="DIR", help=folder)
     out = "default: beside the checkpoint; readable completions go to FILE.samples.jsonl"
@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
+    need_flags(parser())
     args = parser().parse_args()
+    if args.ckpt is None:
+        raise UserError("--ckpt is missing: give the checkpoint to score, a ckpt_*.pt file that a training stage wrote")
     check_numbers(args)
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         given = f"--temperature {args.temperature:g} --top-p {args.top_p:g}"

@@ -101,6 +101,7 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     """(settings, checkpoint of --resume or None) from the command line; `script`: the stage's __file__. --preset NAME
     sets defaults from `presets`; with --resume the run's own settings are the defaults. `fixed`: settings that a run
     keeps for life, since changing them on the way would do nothing or mean another run."""
+    need_flags(p)
     args, ckpt = p.parse_args(), None
     if args.resume:
         args, ckpt = resume(p, args, script, fixed)
@@ -122,6 +123,14 @@ def given_flags(p: argparse.ArgumentParser) -> set[str]:
     names = vars(p.parse_args())
     found = p.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, nothing)))
     return {name for name, value in vars(found).items() if value is not nothing}
+
+
+def need_flags(p: argparse.ArgumentParser) -> None:
+    """Refuse a command line without flags, with the first command of the script's docstring as an example."""
+    if len(sys.argv) == 1:
+        commands = [line.split("  #")[0].strip() for line in p.description.splitlines()]
+        example = next((c for c in commands if c.startswith("python ") and ".py " in c), f"python {p.prog} --out DIR")
+        raise UserError(f"{p.prog} needs flags; for example: {example} (--help lists them all)")
 
 
 def world_if_absent(folder: str) -> None:

@@ -142,3 +142,7 @@ def sample_row(prompt: str, completion: str, gold: str, score: float) -> dict:
     """What samples.jsonl keeps of a completion, for people."""
     extracted = extract_answer(completion)
     return {"prompt": prompt, "completion": completion, "extracted": extracted, "gold": gold, "reward": score}
+
+
+if __name__ == "__main__":
+    print("pass@k of questions; a checkpoint is scored by: python evaluate.py --help")

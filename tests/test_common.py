@@ -326,8 +326,15 @@ def test_new_run_needs_an_empty_folder(refused, sft_run, base, world):
     assert "another --out" in line and (sft_run / "metrics.jsonl").read_text() == before
 
 
-def test_missing_init(refused):
-    refused("train_sft", "--out", "x", words=("--init is missing",))
+@pytest.mark.parametrize("name", ["train_pretrain", "train_sft", "train_rl", "merge", "evaluate"])
+def test_without_flags_an_example_is_shown(refused, name):
+    line = refused(name, words=(f"{name}.py needs flags", "--help"))
+    assert f"for example: python {name}.py --" in line and "#" not in line
+
+
+def test_missing_flags(refused):
+    for name, flag in (("train_sft", "--init"), ("train_rl", "--init"), ("merge", "--init"), ("evaluate", "--ckpt")):
+        refused(name, "--seed", "1", words=(f"{flag} is missing",))
 
 
 def test_defaults_of_warmup(ok, base, world, tmp_path):
