@@ -1,6 +1,7 @@
 """The attention of attention.py in plain PyTorch: its definition, and what runs where its kernels do not.
 
-Shapes, mask and formulas as there: q (B, H, T, D), k and v (B, H_kv, T, D), query t of row b sees keys first[b, t]..t.
+Shapes, mask and formulas as there: q (B, H, T, D), k and v (B, H_kv, T, D), query t of row b sees keys first[b, t]..t,
+and of those that are not later also 0..shared[b] - 1.
 """
 
 import math
@@ -14,31 +15,34 @@ from kernels.dispatch import matmul_dtype
 BLOCK = 64  # queries of `_BlockedAttention`; 48 is as fast, 128 takes 1.3 times as long
 
 
-def visible_keys(first, T: int, device) -> torch.Tensor:
+def visible_keys(first, T: int, device, shared=None) -> torch.Tensor:
     """The mask in full: bool (B, T queries, T keys), or (1, T, T) when first is None."""
     t = torch.arange(T, device=device)
     causal = (t[None, :] <= t[:, None])[None]
-    return causal if first is None else causal & (t >= first[:, :, None])
+    if first is None:
+        return causal
+    begun = t >= first[:, :, None]
+    return causal & (begun if shared is None else begun | (t < shared[:, None, None]))
 
 
-def attention_reference(q, k, v, first=None):
+def attention_reference(q, k, v, first=None, shared=None):
     """The definition with (T, T) scores in memory. Any dtype, device and head size."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
-    visible = visible_keys(first, q.shape[2], q.device)[:, None]  # (B or 1, 1, T, T)
+    visible = visible_keys(first, q.shape[2], q.device, shared)[:, None]  # (B or 1, 1, T, T)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     # A softmax over no key at all is NaN: such a row gets finite scores here and weight 0 below.
     scores = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -math.inf)
     return torch.where(visible, scores.softmax(-1), 0.0) @ v
 
 
-def attention_torch(q, k, v, first=None):
+def attention_torch(q, k, v, first=None, shared=None):
     """Torch path. With a gradient to come a CPU goes block by block where there is `first` to skip by, or bfloat16
     arithmetic: forward and backward of (8, 4, 256, 32) take 11 ms so, torch's fused kernel 19, and 15 in float32 (one
     AVX-512 core). Else a CPU computes in float32 by torch's kernel whatever the dtype; without a gradient the result
     must not depend on the other rows of the batch, which blocks' does."""
     dtype, grouped, on_cpu = q.dtype, q.shape[1] != k.shape[1], q.device.type == "cpu"
     low = on_cpu and dtype == torch.bfloat16 == matmul_dtype(q)
-    blocks = on_cpu and q.requires_grad and q.numel() and (low or first is not None)
+    blocks = on_cpu and q.requires_grad and q.numel() and (low or first is not None) and shared is None
     if blocks and first is None:
         first = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32)
     if on_cpu and dtype in (torch.float16, torch.bfloat16) and not (blocks and low):
@@ -51,9 +55,10 @@ def attention_torch(q, k, v, first=None):
             return _BlockedAttention.apply(q, k, v, first).to(dtype)
         # A query without keys is given its own, which keeps its softmax finite, and its row is set to 0 afterwards.
         own = torch.arange(q.shape[2], device=q.device, dtype=first.dtype)
-        mask = visible_keys(torch.minimum(first, own), q.shape[2], q.device)[:, None]  # (B, 1, T, T)
+        blind = first > own if shared is None else (first > own) & (shared[:, None] == 0)
+        mask = visible_keys(torch.where(blind, own, first), q.shape[2], q.device, shared)[:, None]  # (B, 1, T, T)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return out.masked_fill((first > own)[:, None, :, None], 0.0).to(dtype)
+        return out.masked_fill(blind[:, None, :, None], 0.0).to(dtype)
 
 
 class _BlockedAttention(torch.autograd.Function):

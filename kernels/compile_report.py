@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import attention, decode, logprob, tiles
+from kernels import attention_triton, decode, logprob, tiles
 from kernels.machine_code import analyse, disassemble
 
 
@@ -51,8 +51,8 @@ TARGETS = {
 QUICK = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 EXP2 = 1.05  # 2^x over scores. A forward also rescales each row, in the four lanes that share it: 4 / BLOCK_N more
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MODULES = {"_attn": attention, "_deco": decode, "_logp": logprob}
-INT_POINTERS = {"first_ptr": "i32", "range_ptr": "i32", "length_ptr": "i64", "y_ptr": "i64"}
+MODULES = {"_attn": attention_triton, "_deco": decode, "_logp": logprob}
+INT_POINTERS = {"first_ptr": "i32", "shared_ptr": "i32", "range_ptr": "i32", "length_ptr": "i64", "y_ptr": "i64"}
 INT_POINTERS |= {"row_of_ptr": "i64", "seat_of_ptr": "i64"}
 FLOAT_POINTERS = set("lse_ptr delta_ptr part_ptr stat_ptr ent_ptr g_logp_ptr g_lse_ptr g_ent_ptr".split())
 ONES = (
@@ -94,19 +94,19 @@ class Build:
     @property
     def name(self) -> str:
         words = [self.target, self.kernel, self.dtype, f"D{self.head_size}" if self.head_size else ""]
-        words += [key.lower() for key in ("HAS_FIRST", "ENTROPY") if self.constexprs.get(key)]
+        words += [key.lower() for key in ("HAS_FIRST", "HAS_SHARED", "ENTROPY") if self.constexprs.get(key)]
         return " ".join(filter(None, words + [f"{name}=1" for name in self.ones]))
 
 
-def attention_builds(target: str, dtype: str, D: int, first: tuple[bool, ...]) -> list[Build]:
-    """Forward, dk/dv and dq of one head size, and delta."""
+def attention_builds(target: str, dtype: str, D: int, masks: tuple) -> list[Build]:
+    """Forward, dk/dv and dq of one head size, and delta. masks: (HAS_FIRST, HAS_SHARED) of each build."""
     rows = tiles.attention_tiles(TARGETS[target].tiles, D, DTYPES[dtype])
     precision = "ieee" if dtype == "fp32" else "tf32"
     builds = []
     for kernel, tile in zip(("_attn_fwd", "_attn_bwd_dkdv", "_attn_bwd_dq"), rows, strict=True):
-        for has_first in first:
+        for has_first, shared in masks:
             sizes = dict(BLOCK_M=tile.queries, BLOCK_N=tile.keys, HEAD_DIM=D)
-            options = sizes | dict(HAS_FIRST=has_first, PRECISION=precision)
+            options = sizes | dict(HAS_FIRST=has_first, HAS_SHARED=shared, PRECISION=precision)
             builds.append(Build(target, kernel, dtype, D, options, tile.warps, tile.stages))
     options = dict(BLOCK_M=tiles.DELTA_BLOCK, HEAD_DIM=D)
     return [*builds, Build(target, "_attn_bwd_delta", dtype, D, options, 4, 2)]
@@ -134,15 +134,18 @@ def logprob_builds(target: str, dtype: str, entropy: tuple[bool, ...]) -> list[B
 
 
 def all_builds(quick: bool = False) -> list[Build]:
-    """Every kernel with the tiles its table gives: bf16 with and without `first` and entropy, fp16 and fp32 with."""
+    """Every kernel with the tiles its table gives: bf16 with every mask, with entropy and without; fp16 and fp32 with
+    `first` and with entropy."""
     builds, both, one = [], (True, False), (True,)
+    plain, packed, shared = (False, False), (True, False), (True, True)
     for target in QUICK if quick else TARGETS:
         for D in (64, 128) if quick else tiles.HEAD_SIZES:
-            builds += attention_builds(target, "bf16", D, one if quick else both) + decode_builds(target, "bf16", D)
+            builds += attention_builds(target, "bf16", D, (packed,) if quick else (plain, packed, shared))
+            builds += decode_builds(target, "bf16", D)
             if not quick:
-                builds += attention_builds(target, "fp16", D, one)
+                builds += attention_builds(target, "fp16", D, (packed,))
             if D == 128 or not quick:
-                builds += attention_builds(target, "fp32", D, one) + decode_builds(target, "fp32", D)
+                builds += attention_builds(target, "fp32", D, (packed,)) + decode_builds(target, "fp32", D)
         builds += logprob_builds(target, "bf16", one if quick else both) + logprob_builds(target, "fp32", one)
         if not quick:
             builds += logprob_builds(target, "fp16", one)
@@ -155,7 +158,8 @@ def candidates(target: str) -> list[Build]:
     for (kernel, D), rows in tiles.CANDIDATES.items():
         for *sizes, warps, stages in rows:
             if kernel.startswith("_attn"):
-                options = dict(BLOCK_M=sizes[0], BLOCK_N=sizes[1], HEAD_DIM=D, HAS_FIRST=True, PRECISION="tf32")
+                options = dict(BLOCK_M=sizes[0], BLOCK_N=sizes[1], HEAD_DIM=D, HAS_FIRST=True)
+                options |= dict(HAS_SHARED=False, PRECISION="tf32")
             else:
                 options = dict(BLOCK_N=sizes[0], BLOCK_V=sizes[1], BLOCK_D=sizes[2], ENTROPY=True)
                 options |= dict(GROUP=logprob.GROUP, PRECISION="tf32", stride_hd=1, stride_wd=1)
@@ -304,7 +308,7 @@ several builds (bf16 and fp16, with and without the mask array, head sizes that 
 def header() -> str:
     limits = ", ".join(f"{name} {t.forward:.2f} / {t.backward:.2f}" for name, t in TARGETS.items())
     shared = ", ".join(f"{name} {t.shared // 1024} KiB" for name, t in TARGETS.items())
-    return HEADER.format(version=attention.triton.__version__, limits=limits, shared=shared)
+    return HEADER.format(version=logprob.triton.__version__, limits=limits, shared=shared)
 
 
 def main() -> None:
@@ -317,7 +321,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the part that CI runs: four targets, 64 builds")
     parser.add_argument("--try", dest="tried", metavar="TARGET", choices=TARGETS, help="compile the candidate tiles")
     args = parser.parse_args()
-    if attention.triton is None:
+    if logprob.triton is None:
         parser.error("Triton is not installed: its wheels exist for Linux only; run this on Linux")
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 is set: compiled and interpreted Triton cannot share a process; unset it")

@@ -18,25 +18,31 @@ ROOT = Path(__file__).resolve().parent.parent
 ERRORS = [
     (
         "attention: the left edge of the mask is dropped",
-        "attention.py",
-        "visible = (offs_n[None, :] <= offs_m[:, None]) & (offs_n[None, :] >= first[:, None])",
-        "visible = offs_n[None, :] <= offs_m[:, None]",
+        "attention_triton.py",
+        "begun = n >= first",
+        "begun = n >= 0",
     ),
     (
         "attention: a row of NaN counts as one that sees nothing",
-        "attention.py",
-        "sees = first <= offs_m  #",
+        "attention_triton.py",
+        "sees = (first <= offs_m) | (shared > 0)  #",
         "sees = l_i > 0  #",
     ),
     (
+        "attention: the block that the edge of the shared prompt cuts is left out",
+        "attention_triton.py",
+        "edge = tl.minimum(tl.cdiv(shared, BLOCK_N) * BLOCK_N, lo)",
+        "edge = whole",
+    ),
+    (
         "attention: dk without its scale",
-        "attention.py",
+        "attention_triton.py",
         "_store_rows(dk_ptr + out, dk * scale,",
         "_store_rows(dk_ptr + out, dk,",
     ),
     (
         "attention: dq without the delta term",
-        "attention.py",
+        "attention_triton.py",
         "ds = p * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])",
         "ds = p * tl.dot(g, tl.trans(v), input_precision=PRECISION)",
     ),

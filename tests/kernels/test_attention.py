@@ -8,6 +8,7 @@ from kernels import attention as attention_file
 from kernels import attention_torch as attention_torch_file
 from kernels.attention import attention
 from kernels.attention_torch import attention_reference
+from kernels.attention_triton import _query_ranges
 from kernels.tiles import attention_tiles
 
 
@@ -25,14 +26,14 @@ def any_first(T, generator):
     return torch.minimum(first, torch.arange(T) + 1).int().to(DEVICE)
 
 
-def check_attention(q, k, v, first, dtype):
+def check_attention(q, k, v, first, dtype, shared=None):
     """Output and all three gradients against float64, for a random upstream gradient."""
     g = random(*q.shape, dtype=dtype)
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    out = attention(*inputs, first=first, impl=IMPL)
+    out = attention(*inputs, first=first, shared=shared, impl=IMPL)
     out.backward(g)
     true = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    want = attention_reference(*true, first)
+    want = attention_reference(*true, first, shared)
     want.backward(g.double())
     assert out.dtype == dtype
     assert_close(out.detach(), want.detach(), dtype, "output")
@@ -162,19 +163,33 @@ def test_query_ranges_of_a_key_block():
     keys 2, 3 whole by queries 0-2 (causality apart), in part by 3 and 4. Row 1 sees from key 2 on. Row 2 is not sorted:
     query 1 sees no key of the first block, and query 3 all of it again."""
     first = torch.tensor([[0, 0, 0, 3, 3], [2, 2, 2, 2, 2], [0, 4, 4, 0, 4]], dtype=torch.int32)
-    full, stop = attention_file._query_ranges(first, 2).tolist()
+    full, stop = _query_ranges(first, None, 2).tolist()
     assert full == [[3, 3, 5], [0, 5, 5], [1, 1, 5]] and stop == [[3, 5, 5], [0, 5, 5], [4, 4, 5]]
+
+
+@pytest.mark.parametrize("prompt", [1, 20, 64, 65, 90])
+def test_attention_with_a_shared_prompt(poison, prompt):
+    """Two rows [prompt | completions of 17 tokens]; in the second the prompt is half as long. Pads at its end see only
+    the prompt, and a row may share nothing."""
+    T, t = 130, torch.arange(130, dtype=torch.int32, device=DEVICE)
+    shared = torch.tensor([prompt, prompt // 2], dtype=torch.int32, device=DEVICE)
+    own = shared[:, None] + (t - shared[:, None]).div(17, rounding_mode="floor") * 17
+    first = torch.where(t < shared[:, None], 0, own).int()
+    first[1, 120:] = 2**31 - 1
+    q, k, v = (random(2, T, h, 32).transpose(1, 2) for h in (4, 2, 2))
+    check_attention(q, k, v, first, torch.float32, shared)
 
 
 # The rows of kernels/tiles.py that differ most: wide and narrow tiles, queries before keys and keys before queries.
 @triton_only
 @pytest.mark.parametrize("target, D, T", [("sm90", 64, 300), ("sm80", 128, 150), ("gfx942", 64, 200)])
-@pytest.mark.parametrize("mode", [None, "packed", "padded"])
+@pytest.mark.parametrize("mode", [None, "packed", "shared"])
 def test_attention_with_the_tiles_of_a_gpu(poison, monkeypatch, target, D, T, mode):
     monkeypatch.setattr(attention_file, "target_of", lambda tensor: target)
     monkeypatch.setattr(attention_file, "attention_tiles", lambda t, D, dtype: attention_tiles(t, D, torch.float16))
     q, k, v = (random(2, T, h, D).transpose(1, 2) for h in (2, 1, 1))
-    check_attention(q, k, v, make_first(mode, 2, T), torch.float32)
+    shared = torch.tensor([70, 130], dtype=torch.int32, device=DEVICE) if mode == "shared" else None
+    check_attention(q, k, v, make_first("packed" if shared is not None else mode, 2, T), torch.float32, shared)
 
 
 @triton_only

@@ -44,6 +44,7 @@ def test_bad_shapes_and_values_say_so():
         ("decreases", lambda i: attention(q, kv, kv, first=int32([[0, 2, 1, 3]]), impl=i)),
         ("int32", lambda i: attention(q, kv, kv, first=torch.zeros(1, 4), impl=i)),
         ("int32", lambda i: attention(q, kv, kv, first=int32([[0, 0, 0]]), impl=i)),
+        ("without `first`", lambda i: attention(q, kv, kv, shared=torch.tensor([1]).int(), impl=i)),
         ("needs .N, D", lambda i: linear_logprob(hidden, weight[:, :4], y, impl=i)),
         ("one floating dtype", lambda i: linear_logprob(hidden, weight.half(), y, impl=i)),
         ("0 to 4", lambda i: linear_logprob(hidden, weight, torch.tensor([0, 1, 5]), impl=i)),
