@@ -163,14 +163,17 @@ class Packed:
                                             d d .                      q q . | d up to itself
 
     Pads (.) stand at the right, where causality hides them. A completion's last token is left out: nothing is predicted
-    from it. Without `share`, or with fewer than two neighbouring completions of a prompt on average, each completion
-    has its own copy of the prompt, and the slots are plain causal rows (B, T) of prompt + completion.
+    from it. With fewer than two neighbouring completions of a prompt on average each completion has its own copy of the
+    prompt, and the slots are plain causal rows (B, T) of prompt + completion.
+
+    On a GPU (`kernels`) the slots are rows (P, L) of a prompt and all its completions, p p p a a b b b: the attention
+    kernel takes where each one's own keys begin, and how many keys all of a row share.
     """
 
-    def __init__(self, prompts: list[list[int]], completions: list[list[int]], device, share: bool):
+    def __init__(self, prompts: list[list[int]], completions: list[list[int]], device, kernels: bool = False):
         pairs = list(zip(prompts, completions, strict=True))
         groups = [(p, [c for _, c in group]) for p, group in itertools.groupby(pairs, key=lambda pair: pair[0])]
-        self.shared = share and 2 * len(groups) <= len(pairs)
+        self.shared = 2 * len(groups) <= len(pairs)
         groups = groups if self.shared else [(p, [c]) for p, c in pairs]
         self.longest = max(len(p) + len(c) - 1 for p, c in pairs)
         tokens, positions, scoring = [], [], []  # scoring: the states that predict the completions' tokens
@@ -190,7 +193,15 @@ class Packed:
         self.idx, self.positions, self.scoring = (
             torch.tensor(x, dtype=torch.long, device=device) for x in (tokens, positions, scoring)
         )
-        if self.shared:
+        self.first = self.prompt_lengths = None
+        if self.shared and kernels:
+            rows = [
+                (start, n + sum(m for _, m in own)) for (start, n), own in zip(prompt_spans, own_spans, strict=True)
+            ]
+            slots = [span_slots(rows, device)]
+            self.first = first_keys(prompt_spans, own_spans, device)
+            self.prompt_lengths = torch.tensor([n for _, n in prompt_spans], dtype=torch.int32, device=device)
+        elif self.shared:
             G = max(map(len, own_spans))
             slots = [
                 span_slots(prompt_spans, device),
@@ -208,8 +219,9 @@ class Packed:
     def attention(self, q, k, v, impl: str):
         """Causal attention within each prompt + completion: q (1, H, N, D), k and v (1, K, N, D) -> (1, H, N, D)."""
         q, k, v = (self.to_slots(x) for x in to_autocast(q, k, v))
-        out = [attention(q[0], k[0], v[0], impl=impl)]  # the prompts, or whole rows
-        if self.shared:
+        # The prompts, or whole rows.
+        out = [attention(q[0], k[0], v[0], first=self.first, shared=self.prompt_lengths, impl=impl)]
+        if len(q) == 2:  # the completions
             G = len(q[1]) // len(q[0])
             k, v = (torch.cat((x[0].repeat_interleave(G, 0), x[1]), 2) for x in (k, v))
             q, dtype = q[1], q[1].dtype
@@ -233,6 +245,16 @@ def span_slots(spans: list[tuple[int, int]], device) -> torch.Tensor:
     start, length = torch.tensor(spans, dtype=torch.long, device=device).unbind(1)
     t = torch.arange(max(1, int(length.max())), device=device)
     return torch.where(t < length[:, None], start[:, None] + t, -1)
+
+
+def first_keys(prompt_spans, own_spans, device) -> torch.Tensor:
+    """(P, L) int32, of a slot in rows [prompt | completions | pads]: where the prompt or completion that it belongs to
+    begins. A pad sees only the prompt."""
+    rows = []
+    for (row, n), own in zip(prompt_spans, own_spans, strict=True):
+        rows.append([0] * n + [start - row for start, m in own for _ in range(m)])
+    longest = max(map(len, rows))
+    return torch.tensor([r + [2**31 - 1] * (longest - len(r)) for r in rows], dtype=torch.int32, device=device)
 
 
 def visible_to_completions(prompts: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -323,8 +345,8 @@ class GPT(nn.Module):
         All tokens lie in one row without pads, prompt p and then its completions; neighbouring rows of one prompt
         share it (`Packed`). Only completion positions meet the head.
         """
-        share = choose_impl(self.impl, self.wte.weight) == "torch"  # the Triton kernel takes whole rows
-        packed = Packed(prompts, completions, self.device, share)
+        kernels = choose_impl(self.impl, self.wte.weight) == "triton"
+        packed = Packed(prompts, completions, self.device, kernels)
         if packed.longest > self.config.block_size:
             limit = f"the model's context of {self.config.block_size}"
             raise UserError(f"{packed.longest} tokens exceed {limit}; shorten the input")

@@ -16,11 +16,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from common import UserError
 from kernels.attention import attention
 from kernels.decode import decode_attention, prefix_tail_attention_torch
+from kernels.dispatch import to_autocast
+from kernels.logprob import float32_logits
 
 
 @dataclass
@@ -74,12 +75,13 @@ def generate(
     tokens, logprobs = torch.zeros(N, max_new_tokens, dtype=torch.long), torch.zeros(N, max_new_tokens)
     lengths, finished = torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.bool)
     with evaluation_mode(model):
+        (head,) = to_autocast(model.head_weight)  # once, not once a token
         last, cache = read(model, prompts, prefix or [])
         batch = Unfinished(model, cache, n_samples)
         h = repeat_last(last.repeat_interleave(n_samples, dim=0), batch_rows(N))
         for step in range(max_new_tokens):
             ids = batch.ids  # (R,): which of the N completions the rows of h are
-            logits = F.linear(h, model.head_weight).float()[: len(ids)]  # (R, V)
+            logits = float32_logits(h, head)[: len(ids)]  # (R, V)
             check_logits(logits)
             # ABLATION: other logits, another way to draw from them
             u = uniform_noise(seed, question[ids // n_samples], ids % n_samples, step)
@@ -390,7 +392,7 @@ def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, rows))]
     real = torch.arange(h.shape[1], device=device)[None] < torch.tensor([len(c) for c in rows], device=device)[:, None]
     targets = pad_rows(rows, h.shape[1], device)[real]
-    logits = F.linear(h[real], model.head_weight).float()
+    logits = float32_logits(h[real], model.head_weight)
     check_logits(logits)
     scores, wrong = torch.zeros(real.shape, device=device), torch.zeros(real.shape, dtype=torch.bool, device=device)
     scores[real], wrong[real] = token_logprobs(logits, targets), logits.argmax(-1) != targets

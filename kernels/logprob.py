@@ -27,6 +27,7 @@ logprob_torch.py has the definition, and the path for tensors that these kernels
 import math
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import check_devices, choose_impl, on_device, target_of, to_autocast
@@ -147,14 +148,31 @@ if triton is not None:
         tl.store(out, (dz * inv_temp).to(dz_ptr.dtype.element_ty), mask=real[:, None] & (cols < v_stop)[None, :])
 
 
+# ---------------------------------------------------------------- products of 16-bit matrices with float32 sums
+def _library_sums_in_float32(x: torch.Tensor) -> bool:
+    """Has torch a product of x's 16-bit matrices that is not rounded to 16 bits? Since 2.8, on NVIDIA."""
+    has = x.device.type == "cuda" and not torch.version.hip and x.dtype in (torch.float16, torch.bfloat16)
+    return has and "dtype_out" in torch.ops.aten.addmm.overloads()
+
+
 def _add_product(total, a, b) -> None:
-    """total += a @ b, total in float32. A library that has no such product of 16-bit matrices first rounds it."""
+    """total += a @ b, total in float32. Where torch has no such product of 16-bit matrices, a @ b is first rounded."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type == "cuda" and "dtype_out" in torch.ops.aten.addmm.overloads() and not torch.version.hip:
+    elif _library_sums_in_float32(a):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b
+
+
+def float32_logits(hidden, weight):
+    """hidden (N, D) @ weight.T (D, V) in float32: sums as the scorer's (`linear_logprob`), where rounded ones would now
+    and then give another greatest. On a CPU under autocast torch rounds them."""
+    hidden, weight = to_autocast(hidden, weight)
+    if not _library_sums_in_float32(hidden):
+        return F.linear(hidden, weight).float()
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
 
 
 class _TritonLogprob(torch.autograd.Function):

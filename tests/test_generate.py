@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tiny import BYTES, EOT, bigram_model, chain_table, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import UserError
 from data.math_qa import StopStrings
@@ -324,3 +325,20 @@ def test_settings_without_meaning_are_refused(settings, top_p):
 def test_logprobs_need_the_full_distribution(settings):
     with pytest.raises(UserError, match="full distribution"):
         tiny_model().generate([[1]], n_samples=1, max_new_tokens=1, eos_id=NEVER, return_logprobs=True, **settings)
+
+
+def test_the_head_is_cast_once_a_rollout():
+    """Not once a token: of a 1B model that would move 1.2 GB for each."""
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.count += func is torch.ops.aten._to_copy.default and out.shape == model.head_weight.shape
+            return out
+
+    model = tiny_model(1)
+    with Casts() as casts, torch.autocast("cpu", dtype=torch.bfloat16):
+        model.generate([[EOT, 1]], n_samples=2, max_new_tokens=4, eos_id=NEVER)
+    assert casts.count == 1

@@ -132,14 +132,14 @@ GROUPS = (  # (prompts, completions): groups of 3, 1 and 4 with a repeat of the 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("share", [True, False])
-def test_shared_prompts_are_read_once_and_change_nothing(variant, share, monkeypatch):
+@pytest.mark.parametrize("kernels", [False, True])
+def test_shared_prompts_are_read_once_and_change_nothing(variant, kernels, monkeypatch):
     """Log-probs by the independent forward pass, gradients by plain logits row by row; 4 prompts are read, not 10."""
     model, (prompts, completions) = tiny_model(3, **VARIANTS[variant]), GROUPS
-    monkeypatch.setattr("model.choose_impl", lambda *_: "torch" if share else "triton")
-    packed = Packed(prompts, completions, model.device, share)
-    own = sum(len(c) - 1 for c in completions)
-    assert packed.shared == share and len(packed.idx) == own + (12 if share else sum(map(len, prompts)))
+    monkeypatch.setattr("model.choose_impl", lambda *_: "triton" if kernels else "torch")  # the layout, not the kernel
+    packed = Packed(prompts, completions, model.device, kernels)
+    assert packed.shared and len(packed.idx) == 12 + sum(len(c) - 1 for c in completions)
+    assert len(packed.shapes) == (1 if kernels else 2)
     weights = torch.rand(10, 6, generator=torch.Generator().manual_seed(1))
     logprobs, _, mask = model.completion_logprobs(prompts, completions)
     (logprobs * weights).sum().backward()
@@ -158,8 +158,8 @@ def test_shared_prompts_are_read_once_and_change_nothing(variant, share, monkeyp
 def test_few_repeats_are_not_shared():
     """Sharing pads every prompt to the largest group: it needs two completions a prompt."""
     prompts = [[256, 1], [256, 1], [256, 2]]
-    assert not Packed(prompts, [[1, 2]] * 3, "cpu", share=True).shared
-    assert Packed(prompts[:2], [[1, 2]] * 2, "cpu", share=True).shared
+    assert not Packed(prompts, [[1, 2]] * 3, "cpu").shared
+    assert Packed(prompts[:2], [[1, 2]] * 2, "cpu").shared
 
 
 def test_rows_beyond_the_context_are_refused():

@@ -239,3 +239,15 @@ def test_three_tf32_products_are_as_good_as_one_in_float32():
     products = {"tf32": h @ w, "tf32x3": h_rest @ w + h @ w_rest + h @ w, "float32": hidden @ weight}
     error = {name: float((x - true).abs().max() / true.abs().max()) for name, x in products.items()}
     assert error["tf32x3"] < 2 * error["float32"] < 1e-6 and error["tf32"] > 100 * error["tf32x3"], error
+
+
+def test_logits_of_the_sampler_are_the_scorers():
+    """Under autocast as by hand: both factors rounded once. On a GPU the sums stay in float32, as the scorer's do."""
+    hidden, weight, _ = (x.detach() for x in logprob_case(40, 97, 32, torch.float32))
+    assert torch.equal(logprob_file.float32_logits(hidden, weight), F.linear(hidden, weight))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        logits = logprob_file.float32_logits(hidden, weight)
+    low = [x.bfloat16() for x in (hidden, weight)]
+    assert logits.dtype == torch.float32
+    want = F.linear(*low).float() if DEVICE == "cpu" else F.linear(*(x.float() for x in low))
+    assert torch.allclose(logits, want, rtol=0 if DEVICE == "cpu" else 1e-5)
