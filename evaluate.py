@@ -34,7 +34,7 @@ from data.math_qa import (
     template_for,
 )
 from data.pass_at_k import TEMPERATURE, TOP_P, pass_at_k, score_questions
-from data.tokenizer import check_tokenizer, load_tokenizer
+from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
 from stage import WORLD, add_system_args, check_numbers, need_flags, parent_of, world_if_absent
@@ -231,10 +231,11 @@ def main():
     folder = Path(args.data)
     if not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
         world_if_absent(args.data)
-    enc = load_tokenizer(folder if (folder / "meta.json").exists() else ckpt["tokenizer"]["name"])
+    name = ckpt["tokenizer"]["name"]
+    enc = folder_tokenizer(folder) if (folder / "meta.json").exists() else named_tokenizer(name)
     real = args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
     if real and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
-        enc = load_tokenizer(ckpt["tokenizer"]["name"])  # real sets need nothing of --data's default, the world
+        enc = named_tokenizer(name)  # real sets need nothing of --data's default, the world
     check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
     if args.reference:
@@ -245,7 +246,7 @@ def main():
         check_tokenizer(enc, other["tokenizer"], args.reference)
         reference = load_model(other, args.reference, device.device, args.kernels)
         text = general_text(folder, model.config.block_size, 65_536)
-        check_tokenizer(load_tokenizer(folder), ckpt["tokenizer"], args.ckpt)  # --data's text is in its own
+        check_tokenizer(folder_tokenizer(folder), ckpt["tokenizer"], args.ckpt)  # --data's text is in its own
     tasks = args.tasks or default_tasks(folder)
     unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
     if unknown:

@@ -33,7 +33,7 @@ from data import world
 from data.checkpoints import FORMAT, load_checkpoint, save_checkpoint
 from data.files import UserError, read_jsonl, write_json, write_jsonl
 from data.math_qa import load_questions
-from data.tokenizer import check_tokenizer, load_tokenizer
+from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
 
 WORLD = "data/world"  # the default of --data
@@ -290,7 +290,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     """(model, tokenizer, training questions, Start) of a post-training run; `choose`: see train_rl.py."""
     path = args.resume or args.init
     source = ckpt or load_checkpoint(path)
-    enc = load_tokenizer(args.data)
+    enc = folder_tokenizer(args.data)
     check_tokenizer(enc, source["tokenizer"], path)
     model = load_model(source, path, device.device, args.kernels)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]

@@ -24,7 +24,7 @@ import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.checkpoints import restore_optimizer
-from data.tokenizer import check_tokenizer, load_tokenizer, tokenizer_id
+from data.tokenizer import check_tokenizer, folder_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
 from stage import Run, Start, add_system_args, add_training_args, note_data, parse, sixth
@@ -89,11 +89,12 @@ def validation_loss(model, args, device, eot) -> float:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
-    enc = load_tokenizer(args.data)
+    enc = folder_tokenizer(args.data)
     eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
     data = TokenMix(args.data, args.mix, args.block_size, rows, args.seed)
-    next(val_batches(args.data, args.block_size, 1))  # refuses too little held-out text now, not at the first save
+    check_tokenizer(enc, data.meta["tokenizer"], f"{args.data}/meta.json")
+    val_batches(args.data, args.block_size, 1, args.eval_tokens)  # refuses bad held-out text now, not at the first save
     identity = {"tokenizer": data.meta["tokenizer"]["hash"], "files": data.meta["files"], "mix": data.mix}
     identity["text"] = data.fingerprint()
 

@@ -31,7 +31,9 @@ def suffix(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def open_bytes(path: str | os.PathLike, mend: str = "check the path and that the file is whole") -> Iterator[BinaryIO]:
+def open_bytes(
+    path: str | os.PathLike, what: str = "file", mend: str = "check the path and that the file is whole"
+) -> Iterator[BinaryIO]:
     """The bytes of a file, unzipped if it begins as gzip does, without a byte order mark."""
     try:
         with open(path, "rb") as file:
@@ -41,6 +43,8 @@ def open_bytes(path: str | os.PathLike, mend: str = "check the path and that the
                 if opened.read(3) != BOM:
                     opened.seek(0)
                 yield opened
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}; {mend}") from None
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot read it ({why}); {mend}") from None
@@ -88,7 +92,7 @@ _LONG_INTEGERS = json.JSONDecoder(parse_constant=_no_constant, parse_int=_intege
 def read_json(path: str | os.PathLike, what: str = "JSON", kind: type = dict, mend: str = MEND) -> Any:
     """The value in a JSON file, which must be of this `kind`. `what` the file should be and how to `mend` it are told
     when it is not."""
-    with open_bytes(path, mend) as file:
+    with open_bytes(path, what, mend) as file:
         data = file.read()
     try:
         value = parse_json(data)
@@ -163,6 +167,13 @@ def counted(items: Iterable, what: str, seconds: float = 5.0) -> Iterator:
             left = f"/{total:,} | {(now - began) / done * (total - done):.0f} s left" if total and done else ""
             print(f"{what} {done:,}{left}", flush=True)
         yield item
+
+
+def inside(folder: str | os.PathLike, name: str, where: str | os.PathLike) -> Path:
+    """folder / name, where `where` (a file) names a file of its own folder: UserError for a path that leads away."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise UserError(f"{where}: {name!r:.60} is no name of a file in its own folder; {MEND}")
+    return Path(folder) / name
 
 
 # ---------------------------------------------------------------- writing

@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ import regex
 import tiktoken
 
 from common import UserError, run
+from data.files import field, inside, open_bytes, read_json, read_text, replacing, suffix
 
 EOT = "<|endoftext|>"
 WORLD_FILE = Path(__file__).parent / "world" / "tokenizer.tiktoken"
@@ -87,27 +89,37 @@ def check_tokenizer(enc: tiktoken.Encoding, ident: dict, where: str) -> None:
 
 
 # ---------------------------------------------------------------- loading and saving
+class Encoding(tiktoken.Encoding):
+    """tiktoken's, with very long runs of blanks encoded piece by piece: its regular expressions fail on a million."""
+
+    LONG_BLANKS = re.compile(r"\s{10000}")
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        ends = [match.end() for match in self.LONG_BLANKS.finditer(text)] if len(text) > 10_000 else []
+        if not ends:
+            return super().encode_ordinary(text)
+        pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
+        return [i for piece in pieces for i in tiktoken.Encoding.encode_ordinary(self, piece)]
+
+
 def make_encoding(name: str, ranks: Ranks) -> tiktoken.Encoding:
     """Encoding over `ranks`; end-of-text is the id after the last rank (cl100k_base: where its authors put it)."""
     specials = CL100K_SPECIALS if name == "cl100k_base" else {EOT: len(ranks)}
     pattern = PATTERNS.get(name, OWN_PATTERN)
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+    return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
 
 
 def save_ranks(ranks: Ranks, path: str | os.PathLike) -> None:
-    Path(path).write_bytes(ranks_text(ranks))
+    with replacing(path) as file:
+        file.write(ranks_text(ranks))
 
 
 def read_ranks(path: str | os.PathLike) -> Ranks:
     """Ranks from a `.tiktoken` file, or from GPT-2 style merges (`.bpe`, `merges.txt`). Errors name file and line."""
     path = Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the tokenizer ({error.strerror}); give a .tiktoken or .bpe file"
-        ) from None
-    if path.suffix in (".bpe", ".txt"):
+    with open_bytes(path, "tokenizer", "give a .tiktoken or .bpe file") as file:
+        lines = file.read().splitlines()
+    if suffix(path) in (".bpe", ".txt"):
         return _ranks_from_merges(lines, path)
     ranks: Ranks = {}
     for number, line in enumerate(lines, 1):
@@ -158,7 +170,7 @@ def _published(name: str) -> tiktoken.Encoding:
             )
         return make_encoding(name, ranks)
     try:
-        return tiktoken.get_encoding(name)
+        return make_encoding(name, tiktoken.get_encoding(name)._mergeable_ranks)
     except (OSError, ValueError) as error:  # requests' network errors are OSErrors
         raise UserError(
             f"tokenizer {name!r}: tiktoken could not fetch it ({type(error).__name__}); set REAL_DATA to a folder with "
@@ -166,39 +178,43 @@ def _published(name: str) -> tiktoken.Encoding:
         ) from None
 
 
-def _load_folder(folder: Path) -> tiktoken.Encoding:
+def folder_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
     """The tokenizer of a world or prepared folder, checked against the hash in its meta.json."""
-    try:
-        ident = json.loads((folder / "meta.json").read_text())["tokenizer"]
-        file_name, name = ident["file"], ident["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder}: no readable meta.json naming a tokenizer; prepare it with data.world or data.tokens"
-        ) from None
-    enc = make_encoding(name, read_ranks(folder / file_name))
-    check_tokenizer(enc, ident, f"{folder}/meta.json")
+    path = Path(folder) / "meta.json"
+    meta = read_json(path, "data folder", mend="make it with `python -m data.world` or `python -m data.tokens`")
+    ident = field(meta, "tokenizer", dict, path)
+    ranks = read_ranks(inside(folder, field(ident, "file", str, path), path))
+    enc = make_encoding(field(ident, "name", str, path), ranks)
+    check_tokenizer(enc, ident, path)
     return enc
 
 
+def named_tokenizer(name: str) -> tiktoken.Encoding:
+    """`world`, `gpt2` or `cl100k_base`, whatever files lie about."""
+    if name in ("gpt2", "cl100k_base"):
+        return _published(name)
+    if name != "world":
+        raise UserError(f"tokenizer {name!r}: known by name are world, gpt2 and cl100k_base; give its data folder")
+    if not WORLD_FILE.is_file():
+        raise UserError(f"tokenizer 'world': {WORLD_FILE} does not exist; make it with `python -m data.world`")
+    return make_encoding("world", read_ranks(WORLD_FILE))
+
+
 def load_tokenizer(name_or_file: str | os.PathLike = "world") -> tiktoken.Encoding:
-    """`world`, `gpt2`, `cl100k_base`, a ranks or merges file, or a data folder. Has `eot_token` and `n_vocab`."""
-    path, name_or_file = Path(name_or_file), os.fspath(name_or_file)
-    if name_or_file in ("gpt2", "cl100k_base"):
-        return _published(name_or_file)
-    if name_or_file == "world":
-        if not WORLD_FILE.is_file():
-            raise UserError(f"tokenizer 'world': {WORLD_FILE} does not exist; make it with `python -m data.world`")
-        return make_encoding("world", read_ranks(WORLD_FILE))
+    """A data folder, a ranks or merges file, or else `world`, `gpt2`, `cl100k_base`. Has `eot_token` and `n_vocab`."""
+    path = Path(name_or_file)
     if path.is_dir():
-        return _load_folder(path)
-    if not path.is_file():
-        raise UserError(
-            f"tokenizer {name_or_file!r}: no such name or file; give world, gpt2, cl100k_base, a .tiktoken or .bpe "
-            "file, or a data folder (`python -m data.world` or `python -m data.tokens` makes one)"
-        )
-    ranks = read_ranks(path)
-    known = {digest: name for name, digest in KNOWN_HASHES.items()}
-    return make_encoding(known.get(ranks_hash(ranks), path.stem), ranks)
+        return folder_tokenizer(path)
+    if path.is_file():
+        ranks = read_ranks(path)
+        known = {digest: name for name, digest in KNOWN_HASHES.items()}
+        return make_encoding(known.get(ranks_hash(ranks), path.stem), ranks)
+    if os.fspath(name_or_file) in ("world", "gpt2", "cl100k_base"):
+        return named_tokenizer(os.fspath(name_or_file))
+    raise UserError(
+        f"tokenizer {os.fspath(name_or_file)!r}: no such name or file; give world, gpt2, cl100k_base, a .tiktoken or "
+        ".bpe file, or a data folder (`python -m data.world` or `python -m data.tokens` makes one)"
+    )
 
 
 # ---------------------------------------------------------------- decoding
@@ -326,10 +342,7 @@ def main() -> None:
         return
     if not 0 <= args.numbers <= 999:
         parser.error(f"--numbers {args.numbers}: a pre-token holds at most three digits; give 0 to 999")
-    try:
-        texts = [Path(file).read_text(encoding="utf-8") for file in args.files]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read a text file ({error}); give UTF-8 files") from None
+    texts = [read_text(file) for file in args.files]
     forced = [str(n) for n in range(args.numbers + 1)] if args.numbers else []
     ranks = train_bpe(texts, args.vocab_size, forced=forced)
     try:

@@ -14,6 +14,7 @@ Token files are memory-mapped: no copy of the corpus is held.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import random
@@ -25,7 +26,8 @@ import tiktoken
 import torch
 
 from common import UserError, run
-from data.math_qa import format_prompt, format_target, load_questions, read_jsonl, template_for
+from data.files import field, inside, open_bytes, read_json, read_rows, suffix, write_json
+from data.math_qa import format_prompt, format_target, load_questions, template_for
 from data.tokenizer import load_tokenizer, save_ranks, tokenizer_id
 
 FORMAT = 1
@@ -35,42 +37,52 @@ PIECE = 16_384  # characters of a plain text file that make one document
 
 # ---------------------------------------------------------------- reading a data folder
 def load_meta(folder: str | os.PathLike) -> dict:
-    """meta.json of a data folder, checked: format, keys, and that every token file is there and whole."""
+    """meta.json of a data folder, checked: format, keys and their kinds, that mixes are of token files of the folder,
+    and that every token file is there and whole."""
     path = Path(folder) / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"{path}: no such data folder; make it with `python -m data.world` or `python -m data.tokens`"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); prepare the folder again") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        got = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise UserError(f"{path}: format {got!r}, but this code reads format {FORMAT}; prepare the folder again")
-    missing = [key for key in ("kind", "tokenizer", "files", "mixes", "val", "block_size") if key not in meta]
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; prepare the folder again")
-    for name in meta["files"]:
+    mend = "make it with `python -m data.world` or `python -m data.tokens`"
+    meta = read_json(path, "data folder", mend=mend)
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{path}: format {meta.get('format')!r:.60}, but this code reads format {FORMAT}; {mend}")
+    ident = field(meta, "tokenizer", dict, path)
+    for key, kind in (("name", str), ("file", str), ("hash", str), ("n_vocab", int)):
+        field(ident, key, kind, path)
+    for key, kind in (("kind", str), ("val", str), ("block_size", int)):
+        field(meta, key, kind, path)
+    for name in field(meta, "files", dict, path):
         _open_tokens(Path(folder), meta, name)
+    mixes = field(meta, "mixes", dict, path)
+    for name in mixes:
+        for file in field(mixes, name, dict, path):
+            field(mixes[name], file, float, path)
+    unknown = {meta["val"], *(file for mix in mixes.values() for file in mix)} - meta["files"].keys()
+    if unknown:
+        raise UserError(f"{path}: {min(unknown)!r:.60} is none of its files {', '.join(meta['files'])}; {mend}")
     return meta
 
 
 def _open_tokens(folder: Path, meta: dict, name: str) -> np.ndarray:
     """Memory map of one token file, (tokens,) of its dtype."""
+    where = folder / "meta.json"
     if name not in meta["files"]:
-        raise UserError(f"{folder}/meta.json: no token file {name!r}; it has {', '.join(meta['files'])}")
-    info, path = meta["files"][name], folder / name
-    dtype = DTYPES.get(info.get("dtype"))
+        raise UserError(f"{where}: no token file {name!r}; it has {', '.join(meta['files'])}")
+    info, path = field(meta["files"], name, dict, where), inside(folder, name, where)
+    dtype, tokens = DTYPES.get(field(info, "dtype", str, where)), field(info, "tokens", int, where)
     if dtype is None:
-        raise UserError(f"{path}: dtype {info.get('dtype')!r}, but token files are uint16 or uint32; prepare it again")
-    size, needed = (path.stat().st_size if path.is_file() else -1), info["tokens"] * dtype.itemsize
-    if size != needed or not needed:
+        raise UserError(f"{path}: dtype {info['dtype']!r:.60}, but token files are uint16 or uint32; prepare it again")
+    size, needed = (path.stat().st_size if path.is_file() else -1), tokens * dtype.itemsize
+    if size != needed or tokens < 1:
         raise UserError(
-            f"{path}: {'missing' if size < 0 else f'{size} bytes'}, but meta.json names {info['tokens']} tokens "
+            f"{path}: {'missing' if size < 0 else f'{size} bytes'}, but meta.json names {tokens} tokens "
             f"({needed} bytes, more than 0); prepare the folder again"
         )
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _check_ids(ids: np.ndarray, meta: dict, names: str) -> None:
+    if ids.max() >= meta["tokenizer"]["n_vocab"]:
+        what = f"but the vocabulary has {meta['tokenizer']['n_vocab']}"
+        raise UserError(f"token id {ids.max()} in {names}, {what}; prepare it again")
 
 
 def _hash64(text: str) -> int:
@@ -112,7 +124,6 @@ class TokenMix:
                     "lower the block size or prepare more text"
                 )
         self.mix, self.block_size, self.batch_rows, self.seed = dict(mix), block_size, batch_rows, seed
-        self.n_vocab = self.meta["tokenizer"]["n_vocab"]
         self._bounds = np.cumsum(weights[weights > 0] / weights.sum())[:-1]
         self._offset = np.uint64(_hash64(f"{seed}"))
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
@@ -162,9 +173,7 @@ class TokenMix:
             out[row, len(head) :] = stream[: self.block_size + 1 - len(head)]  # the ring closes
             self._taken[file] += 1
         self._rows += self.batch_rows
-        if out.max() >= self.n_vocab:
-            names = ", ".join(self.names)
-            raise UserError(f"token id {out.max()} in {names}, but the vocabulary has {self.n_vocab}; prepare it again")
+        _check_ids(out, self.meta, ", ".join(self.names))
         return torch.from_numpy(out)
 
 
@@ -192,6 +201,8 @@ def val_batches(
         )
     wanted = min(n_rows, max(1, max_tokens // block_size)) if max_tokens else n_rows
     starts = [i * n_rows // wanted * block_size for i in range(wanted)]
+    for begin in starts:  # all now, not in the middle of a run
+        _check_ids(stream[begin : begin + block_size + 1], meta, str(folder / meta["val"]))
     return (
         torch.from_numpy(
             np.stack([stream[s : s + block_size + 1] for s in starts[i : i + batch_rows]]).astype(np.int64)
@@ -206,7 +217,8 @@ def general_text(folder: str | os.PathLike, block_size: int, max_tokens: int) ->
     share = {"general.bin": 1.0} | meta["mixes"].get("base", {})  # a world's text is held out in its proportions,
     if meta["kind"] == "text":  # a prepared folder's in those of the files
         share = {name: meta["files"][name]["tokens"] for name in ("general.bin", "math.bin") if name in meta["files"]}
-    return rows[: max(1, round(share["general.bin"] / sum(share.values()) * len(rows)))]
+    general = share.get("general.bin", 1.0) / (sum(share.values()) or 1.0)
+    return rows[: max(1, round(general * len(rows)))]
 
 
 # ---------------------------------------------------------------- writing a data folder
@@ -233,50 +245,53 @@ def write_meta(folder: str | os.PathLike, enc: tiktoken.Encoding, meta: dict) ->
     folder = Path(folder)
     save_ranks(enc._mergeable_ranks, folder / "tokenizer.tiktoken")
     meta = {"format": FORMAT, "tokenizer": tokenizer_id(enc) | {"file": "tokenizer.tiktoken"}, **meta}
-    (folder / "meta.json.part").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    os.replace(folder / "meta.json.part", folder / "meta.json")
+    write_json(folder / "meta.json", meta)
 
 
 def read_documents(path: str | os.PathLike) -> Iterator[str]:
-    """Documents of a .jsonl or .jsonl.gz file (Dolma form, one {"text"} a line) or of a UTF-8 text file, which is cut
-    at line ends into pieces of about 16,000 characters, so that some can be held out."""
-    path = Path(path)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        for number, row in read_jsonl(path):
+    """Documents of a .jsonl or .json file (Dolma form, one {"text"} a line, or an array of them) or of a .txt or .md
+    file in UTF-8, which is cut at line ends, and within longer lines, into pieces of about 16,000 characters, so that
+    some can be held out. Each may be gzipped."""
+    if suffix(path) in (".jsonl", ".json"):
+        for where, row in read_rows(path):
             if not isinstance(row.get("text"), str):
-                raise UserError(f'{path}:{number}: needs a "text" string, has keys {sorted(row)}; mend that row')
+                raise UserError(f'{where}: needs a "text" string, has keys {sorted(row)!r:.80}; mend that row')
             if row["text"].strip():
                 yield row["text"]
         return
-    if path.suffix != ".txt":
-        raise UserError(f"{path}: unknown kind of file; give .txt, .jsonl or .jsonl.gz")
+    if suffix(path) not in (".txt", ".md"):
+        raise UserError(f"{path}: unknown kind of file; give .txt, .md, .jsonl or .json, each also with .gz")
+    piece, size = [], 0
     try:
-        with open(path, encoding="utf-8") as lines:
-            piece, size = [], 0
-            for line in lines:
-                piece.append(line)
-                size += len(line)
-                if size >= PIECE:
-                    yield "".join(piece)
-                    piece, size = [], 0
-            if "".join(piece).strip():
-                yield "".join(piece)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read it as UTF-8 text ({error}); check the file") from None
+        with open_bytes(path) as file:
+            for line in io.TextIOWrapper(file, encoding="utf-8"):
+                for start in range(0, len(line), PIECE):
+                    piece.append(line[start : start + PIECE])
+                    size += len(piece[-1])
+                    if size >= PIECE:
+                        yield "".join(piece)
+                        piece, size = [], 0
+        if "".join(piece).strip():
+            yield "".join(piece)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; convert the file") from None
 
 
 def read_worksheets(path: str | os.PathLike, enc: tiktoken.Encoding, max_tokens: int, seed: int) -> Iterator[str]:
     """Documents of 1 to 10 worked problems from a question file, joined exactly as few-shot prompts are and at most
     max_tokens long (a single longer problem stays whole). Only the train part: held-out validation questions
     (data.math_qa) do not enter pre-training."""
-    first = next((row for _, row in read_jsonl(path)), {})
+    first = next((row for _, row in read_rows(path)), {})
     kinds = {"question": "gsm8k", "expected_answer": "openmath", "solution": "math"}
     task = next((kinds[key] for key in kinds if key in first), None)
     if task is None:
         raise UserError(f"{path}: not a question file (GSM8K, MATH or OpenMathInstruct-2 rows); see data/math_qa.py")
     template, rng = template_for(task), random.Random(seed)
     sheet, used, wanted = "", 0, rng.randint(1, 10)
-    for question in load_questions(path, task, "train"):
+    questions = [question for question in load_questions(path, task, "train") if question.solutions]
+    if not questions:
+        raise UserError(f"{path}: answers without solutions, which make no worksheets; give a file with solutions")
+    for question in questions:
         worked = format_prompt(question, template) + format_target(question, question.solutions[0], template)
         worked += template.shot_separator
         size = len(enc.encode_ordinary(worked))
@@ -300,12 +315,14 @@ def prepare(
 ) -> dict:
     """Tokenize `files` to general.bin and the questions of `math` to math.bin, but a share of the documents, chosen by
     hash, to val.bin. Mixes: base (math_weight of the tokens are math), math-heavy (twice that). Returns meta.json."""
-    out = Path(out)
+    out, files, math = Path(out), list(files), list(math)
+    for path in [*files, *math]:  # before what is there is touched
+        with open_bytes(path):
+            pass
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "meta.json").unlink(missing_ok=True)  # no longer whole
         sources = {"general.bin": (doc for path in files for doc in read_documents(path))}
-        math = list(math)
         if math:
             sources["math.bin"] = (d for path in math for d in read_worksheets(path, enc, block_size, seed))
         val = TokenWriter(out / "val.bin", enc)
@@ -335,7 +352,7 @@ def prepare(
 # ---------------------------------------------------------------- command line
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.tokens", description="Prepare a data folder from text.")
-    parser.add_argument("files", nargs="+", help=".txt, .jsonl or .jsonl.gz ({text} a line, the Dolma form)")
+    parser.add_argument("files", nargs="+", help=".txt, .md, .jsonl ({text} a line, the Dolma form), also .gz")
     parser.add_argument("--math", nargs="+", default=[], metavar="FILE", help="question files, made into worksheets")
     parser.add_argument("--math-weight", type=float, default=0.2, help="share of math in the mix `base` (default 0.2)")
     parser.add_argument("--tokenizer", default="gpt2", help="world, gpt2, cl100k_base or a file (default gpt2)")

@@ -90,9 +90,9 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, data, message):
 
 def test_missing_files_and_folders(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(UserError, match="cannot read it"):
-            read_json(path)
-        with pytest.raises(UserError, match="cannot read it"):
+        with pytest.raises(UserError, match="no such study|cannot read it"):
+            read_json(path, "study")
+        with pytest.raises(UserError, match="no such file|cannot read it"):
             next(read_jsonl(path))
     with pytest.raises(UserError, match="not UTF-8"):
         (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

@@ -1,5 +1,6 @@
 """Tokenizers: BPE training, identity, loading, decoding.   pytest -q tests/data/test_tokenizer.py"""
 
+import json
 import os
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from data.tokenizer import (
     byte_pairs,
     check_tokenizer,
     decode,
+    folder_tokenizer,
     load_tokenizer,
     make_encoding,
+    named_tokenizer,
     ranks_hash,
     read_ranks,
     save_ranks,
@@ -22,6 +25,7 @@ from data.tokenizer import (
     train_bpe,
 )
 
+BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
 REAL_DATA = os.environ.get("REAL_DATA")
 TEXTS = ["Zoe has 7 pens. Ivy has 12 pens and 105 books.\nQ: How many?\nA: 7+12=19. #### 19\n"] * 3 + [
     "the hen then",
@@ -144,6 +148,61 @@ def test_merges_file_in_gpt2_form(tmp_path):
     path.write_text("#version: 0.2\nq qq\n", encoding="utf-8")
     with pytest.raises(UserError, match="tiny.bpe:2"):
         read_ranks(path)
+
+
+def test_folders_and_files_win_over_names(tmp_path, monkeypatch):
+    """A folder called gpt2 or world is what was meant; where a name is asked for, no file of that name is read."""
+    monkeypatch.chdir(tmp_path)
+    ranks = {bytes([b]): b for b in range(256)}
+    for name in ("gpt2", "world", "cl100k_base"):
+        Path(name).mkdir()
+        save_ranks(ranks, Path(name, "tokenizer.tiktoken"))
+        ident = tokenizer_id(make_encoding("mine", ranks)) | {"file": "tokenizer.tiktoken"}
+        Path(name, "meta.json").write_text(json.dumps({"tokenizer": ident}))
+        assert load_tokenizer(name).name == "mine" and folder_tokenizer(name).n_vocab == 257
+    save_ranks(ranks, Path("ranks"))
+    assert load_tokenizer("ranks").name == "ranks"
+    monkeypatch.setattr(tokenizer, "WORLD_FILE", Path("ranks"))
+    assert named_tokenizer("world").name == "world" and Path("world").is_dir()
+    with pytest.raises(UserError, match="known by name"):
+        named_tokenizer("mine")
+    for missing in ("no_such_folder", tmp_path):  # a name is no data folder, and not every folder is one
+        with pytest.raises(UserError, match="no such data folder.*data.world"):
+            folder_tokenizer(missing)
+
+
+@pytest.mark.parametrize(
+    "ident",
+    [
+        {"file": "../outside.tiktoken"},
+        {"file": "/etc/passwd"},
+        {"file": "sub/tokenizer.tiktoken"},
+        {"file": ""},
+        {"file": 3},
+        {"name": None},
+        {"hash": 5},
+        "tokenizer",
+        [],
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(tmp_path, ident):
+    ranks = {bytes([b]): b for b in range(256)}
+    for place in (tmp_path, tmp_path / "d"):
+        place.mkdir(exist_ok=True)
+        save_ranks(ranks, place / "outside.tiktoken")
+        save_ranks(ranks, place / "tokenizer.tiktoken")
+    whole = tokenizer_id(make_encoding("mine", ranks)) | {"file": "tokenizer.tiktoken"}
+    ident = whole | ident if isinstance(ident, dict) else ident
+    (tmp_path / "d" / "meta.json").write_text(json.dumps({"tokenizer": ident}))
+    with pytest.raises(UserError, match="meta.json"):
+        folder_tokenizer(tmp_path / "d")
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\n \u00a0"])
+def test_a_million_blanks_are_encoded(blank):
+    text = "a" + blank * 1_000_000 + "x" + " " * 20_001 + "\n" * 10_000
+    assert decode(BYTES, BYTES.encode_ordinary(text)) == text
+    assert BYTES.encode_ordinary_batch([text, "b"])[1] == [ord("b")]
 
 
 def test_unknown_names_and_missing_world(monkeypatch):

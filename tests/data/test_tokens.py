@@ -120,6 +120,61 @@ def test_damaged_folders(folder, tmp_path):
         load_meta(folder)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"files": {"../a.bin": {"dtype": "uint16", "tokens": 100}}}, "no name of a file in its own folder"),
+        ({"files": {"/etc/passwd": {"dtype": "uint16", "tokens": 100}}}, "no name of a file"),
+        ({"files": ["a.bin"]}, "'files' must be dict"),
+        ({"files": {"a.bin": 100}}, "'a.bin' must be dict"),
+        ({"files": {"a.bin": {"dtype": "uint16", "tokens": "100"}}}, "'tokens' must be int"),
+        ({"files": {"a.bin": {"dtype": "uint16", "tokens": -100}}}, "-100 tokens"),
+        ({"files": {"a.bin": {"dtype": ["uint16"], "tokens": 100}}}, "'dtype' must be str"),
+        ({"files": {"a.bin": {"dtype": "float64", "tokens": 100}}}, "uint16 or uint32"),
+        ({"val": ["val.bin"]}, "'val' must be str"),
+        ({"val": "../val.bin"}, "none of its files"),
+        ({"mixes": {"base": 1}}, "'base' must be dict"),
+        ({"mixes": {"base": {"a.bin": "all"}}}, "'a.bin' must be int or float"),
+        ({"mixes": {"base": {"a.bin": True}}}, "'a.bin' must be int or float"),
+        ({"mixes": {"base": {"else.bin": 1}}}, "'else.bin' is none of its files"),
+        ({"block_size": None}, "'block_size' must be int"),
+        ({"kind": 1}, "'kind' must be str"),
+        ({"tokenizer": "bytes"}, "'tokenizer' must be dict"),
+        ({"tokenizer": {"name": "bytes", "file": "x", "hash": "x", "n_vocab": "257"}}, "'n_vocab' must be int"),
+        ({"format": [1]}, "format"),
+    ],
+)
+def test_every_field_of_a_manifest_is_checked(folder, change, message):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | change))
+    with pytest.raises(UserError, match=message) as error:
+        load_meta(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"format": 1, "seed": NaN}', "\ufeff{", "9" * 5000])
+def test_a_manifest_that_is_none(folder, text):
+    (folder / "meta.json").write_text(text)
+    with pytest.raises(UserError, match="meta.json: no .*data folder"):
+        load_meta(folder)
+
+
+def test_held_out_ids_beyond_the_vocabulary_are_refused_before_the_run(folder):
+    ids = np.arange(30, dtype="<u2")
+    ids[25] = 257
+    ids.tofile(folder / "val.bin")
+    with pytest.raises(UserError, match="token id 257 in .*val.bin.*257"):
+        val_batches(folder, 7, 1)  # called, not yet read from
+    assert len(list(val_batches(folder, 7, 1, max_tokens=14))) == 2  # of the rows that are taken
+
+
+def test_a_failed_manifest_leaves_none(folder, monkeypatch):
+    (folder / "meta.json").unlink()
+    with pytest.raises(UserError, match="mixes/base is nan"):
+        write_meta(folder, BYTES, {"mixes": {"base": float("nan")}})
+    assert not list(folder.glob("*meta*"))
+
+
 def test_a_folder_with_another_tokenizer_file_is_refused(folder):
     assert load_tokenizer(folder).n_vocab == 257
     save_ranks({bytes([b]): (b + 1) % 256 for b in range(256)}, folder / "tokenizer.tiktoken")
@@ -195,6 +250,48 @@ def test_long_text_files_become_several_documents(tmp_path):
     (tmp_path / "long.txt").write_text(line * 400)
     pieces = list(read_documents(tmp_path / "long.txt"))
     assert "".join(pieces) == line * 400 and len(pieces) == 3 and all(p.endswith("\n") for p in pieces)
+
+
+def test_one_very_long_line_becomes_several_documents(tmp_path):
+    line = "word " * 100_000
+    (tmp_path / "long.txt").write_text(line)
+    pieces = list(read_documents(tmp_path / "long.txt"))
+    assert "".join(pieces) == line and max(map(len, pieces)) < 33_000 and len(pieces) > 20
+
+
+def test_kinds_of_sources_by_name_in_any_case(tmp_path):
+    """Markdown, arrays, gzipped text, capitals, a byte order mark, carriage returns."""
+    row, text = json.dumps({"text": "To be."}), "To be."
+    sources = {"a.md": text, "b.TXT": text, "c.txt.gz": text, "d.JSONL": row, "e.json": f"[{row}]", "f.json": row}
+    sources |= {"g.json.gz": row, "h.JSONL.GZ": row, "i.txt": "\ufeff" + text}
+    for name, content in sources.items():
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
+        assert list(read_documents(tmp_path / name)) == [text], name
+    (tmp_path / "dos.txt").write_bytes(b"a\r\nb\r\n")
+    assert list(read_documents(tmp_path / "dos.txt")) == ["a\nb\n"]
+
+
+def test_a_document_with_a_million_blanks_is_prepared(tmp_path):
+    rows = [{"text": "a" + " " * 1_000_000 + "b"}, *({"text": f"Document {n}."} for n in range(20))]
+    (tmp_path / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    meta = prepare([tmp_path / "blank.jsonl"], tmp_path / "out", BYTES, val_fraction=0.5, block_size=4)
+    assert sum(entry["tokens"] for entry in meta["files"].values()) == sum(len(row["text"]) + 1 for row in rows)
+
+
+def test_a_missing_source_leaves_the_prepared_folder_whole(tmp_path):
+    write_sources(tmp_path)
+    prepare([tmp_path / "web.jsonl.gz"], tmp_path / "out", BYTES, val_fraction=0.3, block_size=20)
+    for sources in ([tmp_path / "missing.txt"], [tmp_path / "web.jsonl.gz", tmp_path]):
+        with pytest.raises(UserError, match="missing.txt: no such file|cannot read it"):
+            prepare(sources, tmp_path / "out", BYTES, val_fraction=0.3, block_size=20)
+    assert load_meta(tmp_path / "out")["kind"] == "text"
+
+
+def test_answers_without_solutions_make_no_worksheets(tmp_path):
+    (tmp_path / "only.jsonl").write_text('{"problem": "1+1?", "expected_answer": "2"}\n')
+    with pytest.raises(UserError, match="without solutions"):
+        list(read_worksheets(tmp_path / "only.jsonl", BYTES, 100, seed=0))
 
 
 def test_bad_sources(tmp_path):
