@@ -286,44 +286,68 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3) if resource else 0.0
 
 
-@functools.cache
-def imports(path: Path, _changed: int) -> list[tuple[int, list[str]]]:
-    """(dots, names) of each import statement of a file, found in its text: `from ..a import b` is (2, ["a", "b"])."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            found += [(0, alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = node.module.split(".") if node.module else []
-            found += [(node.level, [*start, alias.name]) for alias in node.names]  # a name may be a module
-    return found
-
-
 def source_files(script) -> list[Path]:
     """The files of this project that `script` runs: itself and what it imports, directly or through others. Nothing is
     executed, and a fork's own files count."""
     script = Path(script).resolve()
     roots, found, queue = [script.parent, HERE], set(), [script]
+    local = {path.stem for root in roots for path in root.iterdir()}
     while queue:
         path = queue.pop()
         if path in found:
             continue
         found.add(path)
         package = next((path.parent.relative_to(root).parts for root in roots if path.is_relative_to(root)), ())
-        for dots, names in imports(path, path.stat().st_mtime_ns):
+        for dots, names in read_source(path)[0]:
             parts = [*(package[: len(package) + 1 - dots] if dots else ()), *names]
-            for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1)):
+            for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1) if parts[0] in local):
                 tried = [root / file for root in roots for file in (f"{stem}.py", stem / "__init__.py")]
                 queue += [file for file in tried if file.is_file()][:1]
     return sorted(found)
 
 
 def source_hash(script) -> str:
-    """Of the code that decides the numbers of `script` (source_files): 10 hex digits, the same on every system."""
+    """Of the code that decides the numbers of `script` (source_files): 10 hex digits, the same on every system. Only
+    what Python runs counts: comments, docstrings and layout may change."""
     digest = hashlib.sha256()
     for path in source_files(script):
-        digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+        digest.update(path.name.encode() + read_source(path)[1])
     return digest.hexdigest()[:10]
+
+
+def read_source(path: Path) -> tuple[list[tuple[int, list[str]]], bytes]:
+    """(imports, hash of what runs) of a Python file. An import is (dots, names): `from ..a import b` is
+    (2, ["a", "b"])."""
+    stat = path.stat()
+    return _read_source(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _read_source(path: Path, *_stamp) -> tuple[list[tuple[int, list[str]]], bytes]:
+    data, found = path.read_bytes(), []
+    try:
+        tree = ast.parse(data)
+    except SyntaxError:  # its stage will say so
+        return found, data
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module.split(".") if node.module else []
+            found += [(node.level, [*start, alias.name]) for alias in node.names]  # a name may be a module
+    return found, hashlib.sha256(syntax(tree).encode()).digest()
+
+
+def syntax(node) -> str:
+    """A syntax tree as text, alike in every version of Python (ast.dump is not); without strings that stand alone."""
+    if isinstance(node, list):
+        alone = [n for n in node if isinstance(n, ast.Expr) and isinstance(getattr(n.value, "value", None), str)]
+        return f"[{','.join(syntax(n) for n in node if n not in alone)}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    told = [f"{name}={syntax(fields[name])}" for name in fields if name not in ("ctx", "kind", "type_comment")]
+    return f"{type(node).__name__}({','.join(told)})"
 
 
 def git_commit() -> tuple[str | None, bool | None]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.world import HARD_SHARE, N_QUESTIONS
-from study.plan import amount as at
 from study.presets import PRESETS
 from study.read import (
     NAMES,
@@ -24,6 +23,7 @@ from study.read import (
     value,
 )
 from study.stats import Comparison, Difference, judge, partial, permutation_p, spearman
+from study.tasks import amount as at
 
 POOLS = tuple(PRESETS["lab"]["pools"])  # C3's primary pools of questions, whatever a preset runs of them
 

@@ -3,8 +3,6 @@ paired differences. claims.py judges them; figures.py and tables.py show them.
 """
 
 import json
-import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -33,21 +31,6 @@ def read_jsonl(path: Path) -> list[dict]:
     """Rows of a log; [] if there is none. A row cut off by a crash is left out."""
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-
-
-def copying(train, test, ks=(1, 8, 32)) -> dict:
-    """What reading one number of a question gives. "first": of each test question (by qid) its first number; "alone":
-    the share of them whose answer it is; "floor": pass@k of it plus a change drawn blindly from what the answers of the
-    training questions are beyond theirs."""
-    first = {q.qid: NUMBER.search(q.problem)[0] for q in test}
-    change = lambda q: parse_number(q.answer) - parse_number(NUMBER.search(q.problem)[0])  # noqa: E731
-    changes, wanted = Counter(map(change, train)), [change(q) for q in test]
-    miss = np.array([1 - changes[c] / len(train) for c in wanted])
-    floor = {str(k): float(np.mean(1 - miss**k)) for k in ks}
-    return {"first": first, "alone": sum(c == 0 for c in wanted) / len(test), "floor": floor}
 
 
 class Lab:

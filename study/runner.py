@@ -1,202 +1,220 @@
-"""Runs what a plan asks for: independent runs side by side, one thread each, nothing twice. The folder of a study holds
-runs/, evals/, logs/ and runs.json."""
+"""Runs what is not finished: independent runs side by side, one thread each, each as soon as what it starts from is
+there. Stages are called as a user would call them; what they print goes to logs/."""
 
-import json
 import os
-import platform
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import git_commit, source_hash
-from data.math_qa import load_questions
-from study.archive import StudyFiles, files_of
-from study.plan import Plan, Task, words
-from study.read import copying, read_jsonl
+from data.files import UserError, read_json
+from study.folder import HERE, Folder
+from study.tasks import Task, minutes, words
 
-HERE = Path(__file__).parent.parent  # where the stages lie
-KEPT = ("seconds", "commit", "source")  # of a finished run, in runs.json
+PATIENCE = 120  # seconds that stages get to save when the study is stopped
+SILENCE = 30  # seconds without a line, after which it says where the running stages are
 
 
-class Study(Plan):
-    """A plan in a folder: runs/, evals/, logs/, runs.json."""
+@dataclass
+class Running:
+    task: Task
+    process: subprocess.Popen
+    slot: int  # of --jobs
+    began: float = field(default_factory=time.time)
 
-    def __init__(self, args):
-        super().__init__(args.preset, args.seed)
-        self.args, self.dir = args, Path(args.out)
-        self.data = self.dir / "world" if self.p["world"] else Path("data/world")
-        self.data_hash = ""
-        self.done: dict[str, dict] = {}  # output -> seconds, commit and source of the run that wrote it
-        self.began, self.elapsed = time.time(), 0.0  # elapsed: wall time of earlier calls
 
-    def make_world(self) -> str:
-        return " ".join(["python -m data.world --out", str(self.data), *self.p["world"]])
+class Runner:
+    """`devices`: one is given to each run in turn. `limit`: minutes; 0 = none. `on_finished`: called after each."""
 
-    def path(self, task: Task, name: str | None = None) -> Path:
-        ident = f"{task.name}-{task.identity(self.data_hash)}"
-        if task.kind == "eval":
-            return self.dir / "evals" / f"{ident}.json"
-        return self.dir / "runs" / ident / (name or task.out)
+    def __init__(
+        self,
+        folder: Folder,
+        data: Path,
+        jobs: int = 1,
+        limit: float = 0,
+        devices: tuple[str, ...] = ("cpu",),
+        on_finished: Callable[[], None] | None = None,
+    ):
+        self.folder, self.data, self.jobs, self.devices = folder, data, jobs, devices
+        self.limit, self.on_finished = limit, on_finished
+        self.todo: list[Task] = []
+        self.running: list[Running] = []
+        self.failed: list[str] = []
+        self.began = self.last_line = time.time()
+        self.done_cost = self.total_cost = 0.0
+        self.sources = {task.script: source_hash(HERE / task.script) for task in folder.tasks}
 
-    def finished(self, task: Task) -> bool:
-        """Its output is there; or, of a run brought in without its checkpoints, the log up to the last step."""
-        if task.kind == "eval" or self.path(task).exists():
-            return self.path(task).exists()
-        rows = read_jsonl(self.path(task, "metrics.jsonl"))
-        return bool(rows) and rows[-1]["step"] == task.flags["steps"]
+    # -------------------------------------------------------------------------------------------------------- the loop
+    def run(self) -> list[str]:
+        """Run what is missing, `jobs` at a time; returns the names of runs that failed. A failed run stops what depends
+        on it, not the rest; after `limit` minutes nothing new is begun. Stopped by Ctrl-C, SIGTERM or a closed terminal
+        it lets the stages save and raises KeyboardInterrupt."""
+        self.todo = self.folder.to_do()
+        self.total_cost, self.began = sum(task.cost for task in self.todo), time.time()
+        with Signals() as signals:
+            try:
+                while not signals.got and (self.running or self.next_up()):
+                    self.begin()
+                    time.sleep(0.5)
+                    for run in [r for r in self.running if r.process.poll() is not None]:
+                        self.running.remove(run)
+                        self.end(run)
+                    self.report_silence()
+            finally:
+                self.stop(signals)
+        if signals.got:
+            raise KeyboardInterrupt
+        return self.failed + [f"{t.name} (a checkpoint that it needs was not written)" for t in self.todo]
 
-    def to_do(self) -> list[Task]:
-        """Evaluations that are missing, and what these need: in the plan's order."""
-        wanted: list[Task] = []
-
-        def want(task: Task) -> None:
-            if not self.path(task).exists() and task not in wanted:
-                for parent, name in task.inputs.values():
-                    if not self.path(parent, name).exists():
-                        want(parent)
-                wanted.append(task)
-
-        for task in self.tasks:
-            if task.kind == "eval" or not self.finished(task):
-                want(task)
-        return wanted
-
-    def take_over(self, path: Path) -> int:
-        """Finished work of another machine: evaluations, and logs of runs, that this plan has at the same address.
-        Returns how many runs."""
-        if path.resolve() == self.dir.resolve():
-            return 0
-        theirs, taken = StudyFiles(path), 0
-        rows = {r["out"]: r for r in theirs.manifest["runs"]}
-        for task in self.tasks:
-            out = self.path(task).relative_to(self.dir).as_posix()
-            if self.finished(task) or out not in rows:
-                continue
-            for name in filter(theirs.has, files_of(rows[out])):
-                theirs.copy(name, self.dir)
-            if self.finished(task):
-                self.done[out] = {k: rows[out].get(k) for k in KEPT}
-                taken += 1
-        return taken
-
-    def command(self, task: Task, fresh: bool = False) -> list[str]:
-        """The stage's command line; a run that was cut off goes on from its last checkpoint."""
-        out = self.path(task) if task.kind == "eval" else self.path(task).parent
-        unfinished = [] if fresh or task.kind == "eval" else sorted(out.glob("ckpt_*.pt"))
-        if unfinished:
-            return ["python", task.script, "--resume", str(unfinished[-1])]
-        inputs = {flag: str(self.path(parent, name)) for flag, (parent, name) in task.inputs.items()}
-        flags = {**inputs, "data": self.data, **task.flags, "threads": 1, "out": out}
-        return ["python", task.script, *words(flags)]
-
-    def ready(self, task: Task) -> bool:
-        return all(self.path(parent, name).exists() for parent, name in task.inputs.values())
-
-    def next_up(self, todo: list[Task], idle: bool) -> list[Task]:
+    def next_up(self) -> list[Task]:
         """What can begin now, in the plan's order; but a pre-training, which takes long, waits until all that is before
         it in the plan has begun, or nothing else can."""
-        ready = [t for t in todo if self.ready(t)]
-        return [t for t in ready if t.kind != "pretrain" or t is todo[0]] or ready[: int(idle)]
+        if self.limit and time.time() - self.began > 60 * self.limit:
+            self.todo = []
+        ready = [task for task in self.todo if self.folder.ready(task)]
+        return [t for t in ready if t.kind != "pretrain" or t is self.todo[0]] or ready[: int(not self.running)]
 
-    def start(self, task: Task) -> subprocess.Popen:
-        command = self.command(task)
-        print(f"$ {' '.join(command)}", flush=True)
-        with open(self.log_file(task), "a") as f:
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    def begin(self) -> None:
+        free = [slot for slot in range(self.jobs) if slot not in [run.slot for run in self.running]]
+        for task, slot in zip(self.next_up() if free else [], free, strict=False):
+            self.todo.remove(task)
+            self.running.append(Running(task, self.start(task, slot), slot))
+            if task.cost > 60:
+                self.say(f"began {task.name}, about {minutes(task.cost)}: {shown(self.folder.log(task))}")
+
+    def start(self, task: Task, slot: int) -> subprocess.Popen:
+        """In a session of its own, so that Ctrl-C reaches the study alone, which then stops it."""
+        if (now := source_hash(HERE / task.script)) != self.sources[task.script]:
+            self.sources[task.script] = now
+            said = f"note: the code of {task.script} was edited; its runs from here on are made by the new code"
+            self.say(f"{said}, and the next call makes those again that the old code made")
+        command = self.command(task, slot)
+        log = self.folder.log(task)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as out:
+            out.write(f"$ {shlex.join(command)}\n")
+            out.flush()
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
             return subprocess.Popen(
-                [sys.executable, *command[1:]], stdout=f, stderr=subprocess.STDOUT, cwd=HERE, env=env
+                [sys.executable, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=HERE,
+                env=env,
+                start_new_session=True,
             )
 
-    def run_all(self) -> list[str]:
-        """Run what is missing, `--jobs` at a time; returns the names of runs that failed. A failed run stops what
-        depends on it, not the rest; after `--minutes` nothing new is begun."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `kill` ends the runs too, as Ctrl-C does
-        todo = self.to_do()
-        print(f"{len(self.tasks)} runs, {len(todo)} to do | {self.args.jobs} side by side", flush=True)
-        running: dict[subprocess.Popen, tuple[Task, float]] = {}
-        failed: list[str] = []
-        began, done_cost, total = time.time(), 0.0, sum(t.cost for t in todo)
-        try:
-            while running or self.next_up(todo, True):
-                if self.args.minutes and time.time() - began > 60 * self.args.minutes:
-                    todo = []
-                for task in self.next_up(todo, not running)[: self.args.jobs - len(running)]:
-                    todo.remove(task)
-                    running[self.start(task)] = (task, time.time())
-                time.sleep(0.5)
-                for process in [q for q in running if q.poll() is not None]:
-                    task, at = running.pop(process)
-                    if process.returncode or not self.path(task).exists():
-                        failed.append(task.name)
-                        todo = [t for t in todo if self.ready(t) or not hangs_on(t, task)]
-                        what = f"exit code {process.returncode}, see {self.log_file(task)}"
-                        print(f"FAILED {task.name} ({what})", flush=True)
-                        continue
-                    out = self.path(task).relative_to(self.dir).as_posix()
-                    seconds = self.done.get(out, {}).get("seconds") or 0.0
-                    seconds = round(seconds + time.time() - at, 1)
-                    self.done[out] = {"seconds": seconds, "commit": git_commit()[0], "source": self.source(task)}
-                    done_cost += task.cost
-                    under_way = sum(min(u.cost, time.time() - start) for u, start in running.values())
-                    left = (time.time() - began) / (done_cost + under_way) * (total - done_cost - under_way) / 60
-                    ahead = f"{len(todo) + len(running)} runs left, about {left:.0f} min"
-                    print(f"done {task.name} in {time.time() - at:.0f} s | {ahead}", flush=True)
-                    self.write_manifest()
-        finally:
-            for process in running:
-                process.terminate()
-        return failed + [f"{t.name} (a checkpoint that it needs was not written)" for t in todo]
+    def command(self, task: Task, slot: int = 0, fresh: bool = False) -> list[str]:
+        """The stage's command line; a run that was cut off goes on from its last checkpoint."""
+        path, device = self.folder.path(task), self.devices[slot % len(self.devices)]
+        out = path if task.kind == "eval" else path.parent
+        if not fresh and (unfinished := self.folder.checkpoints(task)):
+            return ["python", task.script, "--resume", shown(unfinished[-1])]
+        inputs = {flag: shown(self.folder.path(parent, name)) for flag, (parent, name) in task.inputs.items()}
+        flags = {**inputs, "data": shown(self.data), **task.flags, "threads": 1, "device": device, "out": shown(out)}
+        return ["python", task.script, *words(flags)]
 
-    def source(self, task: Task) -> str:
-        return source_hash(HERE / task.script)
+    def end(self, run: Running) -> None:
+        task, seconds = run.task, time.time() - run.began
+        if run.process.returncode or (fault := self.folder.fault(task)):
+            why = f"exit code {run.process.returncode}" if run.process.returncode else fault
+            self.failed.append(task.name)
+            self.todo = [t for t in self.todo if self.folder.ready(t) or not t.needs(task)]
+            last = last_line(self.folder.log(task)).removeprefix("error: ")
+            self.say(f"FAILED {task.name} ({why}): {last or 'it printed nothing'} | {shown(self.folder.log(task))}")
+            return
+        kept = self.folder.done.setdefault(self.folder.out(task), {})
+        kept["seconds"] = round((kept.get("seconds") or 0.0) + seconds, 1)
+        kept |= {"commit": git_commit()[0], "source": self.folder.source(task)}
+        self.done_cost += task.cost
+        left = f"{len(self.todo) + len(self.running)} left, about {minutes(self.seconds_left())}"
+        self.say(f"done  {task.name:<40} {outcome(self.folder, task):<44} | {minutes(seconds)} | {left}")
+        if self.on_finished:
+            self.on_finished()
 
-    def log_file(self, task: Task) -> Path:
-        out = self.path(task)
-        return self.dir / "logs" / f"{out.stem if task.kind == 'eval' else out.parent.name}.log"
+    def stop(self, signals: "Signals") -> None:
+        """Let the running stages save, for a while; a second signal, or the end of patience, kills them."""
+        if self.running:
+            saving = "run saves what it has" if len(self.running) == 1 else "runs save what they have"
+            self.say(f"stopping: {len(self.running)} {saving} (Ctrl-C again ends it at once)")
+        for run in self.running:
+            run.process.terminate()
+        began, before = time.time(), signals.got
+        while any(run.process.poll() is None for run in self.running):
+            if signals.got > before or time.time() - began > PATIENCE:
+                for run in self.running:
+                    run.process.kill()
+            time.sleep(0.1)
 
-    @cached_property
-    def copying(self) -> dict:
-        """Of the test questions that are asked, for the report's control of copying."""
-        if not (self.data / "train.jsonl").exists():
-            return {}
-        train, test = (load_questions(self.data, "gsm", split) for split in ("train", "test"))
-        return copying(train, test[: self.p["test"]["limit"]])
+    # ----------------------------------------------------------------------------------------------------- what it says
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self.last_line = time.time()
 
-    def write_manifest(self) -> None:
-        """runs.json: what was run and where it lies, relative to the study's folder."""
-        rows = []
-        for task in self.tasks:
-            out = self.path(task).relative_to(self.dir)
-            row = dict(name=task.name, kind=task.kind, method=task.method, **task.record, out=out.as_posix())
-            row["seconds"] = None
-            if task.kind != "eval":
-                logged = read_jsonl(self.path(task, "metrics.jsonl"))  # of a run that was taken over
-                row["seconds"] = logged[-1].get("perf/elapsed_s") if logged else None
-                row |= {"metrics": (out.parent / "metrics.jsonl").as_posix(), "config": task.flags}
-            row |= {k: v for k, v in self.done.get(out.as_posix(), {}).items() if v is not None}
-            row["finished"] = self.finished(task)
-            rows.append({**row, "command": " ".join(self.command(task, fresh=True))})
-        manifest = dict(
-            preset=self.args.preset, seed=self.args.seed, commit=git_commit()[0], machine=machine(),
-            trials=self.p["trials"], primary=[s * self.p["pretrain"]["batch_tokens"] for s in self.primary],
-            threads=1, jobs=self.args.jobs, seconds=round(self.elapsed + time.time() - self.began, 1),
-            setup=[self.make_world()], copying=self.copying, data=json.loads((self.data / "meta.json").read_text()),
-            runs=rows,
-        )  # fmt: skip
-        temporary = self.dir / ".tmp_runs.json"
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(temporary, self.dir / "runs.json")
+    def seconds_left(self) -> float:
+        under_way = sum(min(run.task.cost, time.time() - run.began) for run in self.running)
+        done = self.done_cost + under_way
+        return (time.time() - self.began) / done * (self.total_cost - done) if done else self.total_cost / self.jobs
+
+    def report_silence(self) -> None:
+        if self.running and time.time() - self.last_line > SILENCE:
+            for run in self.running:
+                self.say(f"      {run.task.name}: {last_line(self.folder.log(run.task))[:100]}")
 
 
-def hangs_on(task: Task, other: Task) -> bool:
-    return any(parent is other or hangs_on(parent, other) for parent, _ in task.inputs.values())
+class Signals:
+    """While the block runs, SIGINT, SIGTERM and SIGHUP are counted instead of ending the process."""
+
+    def __enter__(self):
+        self.got = 0
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        self.before = {number: signal.signal(number, self.count) for number in [getattr(signal, n) for n in names]}
+        return self
+
+    def count(self, *_) -> None:
+        self.got += 1
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.open() if "model name" in line] if info.exists() else []
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} x {name}, {platform.system()}"
+def outcome(folder: Folder, task: Task) -> str:
+    """A finished run in a few words: an evaluation's scores, a training run's last reward or loss."""
+    if task.kind != "eval":
+        row = folder.last_row(task)
+        named = {"reward/mean": "reward", "eval/loss": "validation loss", "train/loss": "loss"}
+        return next((f"{name} {row[key]:.3f}" for key, name in named.items() if row.get(key) is not None), "")
+    try:
+        result = read_json(folder.path(task))
+    except UserError:
+        return ""
+    told = []
+    for name, found in result["questions"].items():
+        at = {k: found["flexible"][f"pass@{k}"] for k in (1, 32) if f"pass@{k}" in found["flexible"]}
+        told += [f"{name} " + " ".join(f"pass@{k} {100 * score['value']:.1f}" for k, score in at.items())]
+    told += [f"general {100 * result['general_average']:.1f}"] if "general_average" in result else []
+    return ", ".join(told)
+
+
+def last_line(path: Path) -> str:
+    """Of a log, without its beginning being read."""
+    try:
+        with open(path, "rb") as log:
+            log.seek(max(0, path.stat().st_size - 4000))
+            lines = log.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def shown(path: Path) -> str:
+    """As seen from the folder of the stages, where commands run; a path elsewhere whole."""
+    path = Path(path)
+    return str(path.relative_to(HERE)) if path.is_relative_to(HERE) else str(path)

@@ -26,8 +26,8 @@ def code(tmp_path):
     return shutil.copytree(ROOT, tmp_path / "code", ignore=ignored)
 
 
-def edit(path: Path) -> None:
-    path.write_text(path.read_text() + "\n# another line\n")
+def edit(path: Path, line: str = "another_line = 1") -> None:
+    path.write_text(path.read_text() + f"\n{line}\n")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -53,6 +53,11 @@ def test_source_hash_follows_the_edited_file(code):
         after = {name: source_hash(code / f"{name}.py") for name in STAGES}
         assert {name for name in STAGES if after[name] != before[name]} == touched, file
         before = after
+    edit(code / "common.py", "# a comment, and\n\n# blank lines")
+    path = code / "train_rl.py"
+    told = path.read_text().replace('"""', '"""Told in other words. ', 1)
+    path.write_text(told.replace("(\n", "(  # layout\n\n"))
+    assert {name: source_hash(code / f"{name}.py") for name in STAGES} == before  # no other code
     path = code / "common.py"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))  # a checkout on Windows
     assert {name: source_hash(code / f"{name}.py") for name in STAGES} == before

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.math_qa import Question
-from study.read import copied, copying, per_question, scores, shuffled
+from study.manifest import copying
+from study.read import copied, per_question, scores, shuffled
 from study.stats import Comparison, Difference, holm, judge, overall, partial, permutation_p, spearman, t_upper_tail
 
 

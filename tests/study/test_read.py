@@ -7,21 +7,24 @@ import importlib
 import json
 import sys
 import traceback
-from argparse import Namespace
 
 import pytest
 import torch
 
 import model
-from study import claims, plan, report, runner
+from evaluate import mean_stderr
+from study import claims, report, runner, tasks
 from study.claims import CLAIMS
+from study.folder import Folder
+from study.manifest import header_of, write_manifest
+from study.plan import make_plan
 from study.read import Lab
 
 SHAPE = dict(n_layer=1, n_head=2, n_hidden=32, init_std=0.1)
 SMALL = dict(max_new_tokens=6)
 RL = dict(prompts_per_step=4, group_size=4, **SMALL)
 ASK = dict(limit=2, n_samples=32, k=[1, 8, 32], **SMALL)
-MINI = plan.PRESETS["lab"] | dict(
+MINI = tasks.PRESETS["lab"] | dict(
     pretrain=dict(preset="mini", block_size=256, steps=4, batch_tokens=256, micro_batch_size=1, eval_every=1,
                   eval_tokens=256), save_at=[1, 2, 3, 4], early=2, late=4, others=[3, 1], seeds=2, other_seeds=1,
     gold_seeds=1, control_seeds=1,
@@ -47,18 +50,19 @@ class Ended:
         self.returncode, self.poll = returncode, lambda: returncode
 
 
-class Here(runner.Study):
-    """A study whose stages run in this process, as their command lines say: nothing is loaded anew for each."""
+class Here(runner.Runner):
+    """Stages run in this process, as their command lines say: nothing is loaded anew for each."""
 
-    def start(self, task):
+    def start(self, task, slot):
         if "by" in task.inputs:  # a model of four steps finds nothing easy: say that it found every other question so
-            path = self.path(task.inputs["by"][0])
+            path = self.folder.path(task.inputs["by"][0])
             found = json.loads(path.read_text())
             rows = found["questions"]["gsm"]["questions"]
             rows["strict"] = [n * (i % 2) for i, n in enumerate(rows["n"])]
+            found["questions"]["gsm"]["strict"] = {"pass@1": mean_stderr([i % 2 for i in range(len(rows["n"]))])}
             path.write_text(json.dumps(found))
         sys.argv, code = self.command(task)[1:], 0
-        with open(self.log_file(task), "a") as log, contextlib.redirect_stdout(log):
+        with open(self.folder.log(task), "a") as log, contextlib.redirect_stdout(log):
             try:
                 importlib.import_module(task.script.removesuffix(".py")).main()
             except Exception:
@@ -71,24 +75,25 @@ class Here(runner.Study):
 def lab(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plan.PRESETS, "mini", MINI)
+        patch.setitem(tasks.PRESETS, "mini", MINI)
         patch.setattr(claims, "POOLS", tuple(MINI["pools"]))
         patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
         patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
-        patch.setattr(plan, "BENCHMARKS", ["lastword", "facts"])
+        patch.setattr(tasks, "BENCHMARKS", ["lastword", "facts"])
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(runner.time, "sleep", lambda seconds: None)
         patch.setattr(runner, "git_commit", lambda: ("abc", False))
-        made = Here(Namespace(preset="mini", out=str(folder), seed=1, jobs=1, minutes=0))
-        made.data, made.data_hash = world, "d"
+        plan = make_plan("mini", 1)
+        made = Here(Folder(folder, plan.tasks, "d"), world)
         for name in ("logs", "evals"):
             (folder / name).mkdir()
         threads = torch.get_num_threads()
-        failed = made.run_all()
+        failed = made.run()
         torch.set_num_threads(threads)
-        assert not failed, made.log_file(made.known[failed[0]]).read_text()[-2000:]
-        made.write_manifest()
-        assert made.to_do() == []
+        assert not failed, made.folder.log(plan.known[failed[0]]).read_text()[-2000:]
+        header = header_of(plan, 1, "cpu", ["python"], world) | {"seconds": 1.0}
+        write_manifest(made, header)
+        assert made.folder.to_do() == []
         report.build(folder)
         yield Lab(folder)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from common import UserError
-from evaluate import pass_at_k
+from evaluate import mean_stderr, pass_at_k
 from study import report
 from study.archive import StudyFiles
 from study.claims import CLAIMS, Claim
-from study.plan import amount
+from study.folder import Folder
+from study.manifest import header_of, write_manifest
+from study.plan import make_plan
 from study.presets import BENCHMARKS, PRESETS
 from study.read import Lab, of_rows, validation_loss
-from study.runner import Study
+from study.runner import Runner
 from study.stats import Comparison
 from study.tables import claims as claims_table
 from study.tables import control_differences, k1_note
+from study.tasks import amount
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIPLE = r"([+-]?\d+\.\d) \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
@@ -42,7 +44,7 @@ def result(task):
     skill *= 1 + 0.1 * (record["tokens"] == LATE)
     n, ks = flags["n_samples"], flags["k"]
     hits = rng.binomial(n, np.clip(skill * ease, 0, 1))
-    scores = {f"pass@{k}": {"value": float(np.mean([pass_at_k(n, c, k) for c in hits])), "stderr": 0.0} for k in ks}
+    scores = {f"pass@{k}": mean_stderr([pass_at_k(n, int(c), k) for c in hits]) for k in ks}
     columns = {
         "qid": [f"q/{i}" for i in range(N)], "n": [n] * N, "strict": hits.tolist(), "flexible": hits.tolist(),
         "formatted": [n] * N, "finished": [n] * N, "gold": [str(i) for i in range(N)],
@@ -51,9 +53,10 @@ def result(task):
     one = {"n_questions": N, "format_rate": 1.0, "finish_rate": 1.0, "guess_floor": {str(k): 0.01 for k in ks}}
     one |= {"questions": columns, "flexible": scores, "strict": scores}
     known = np.random.default_rng(6).uniform(size=50) < GENERAL[method]
-    bench = {"chance": 0.25, "hits": "".join(str(int(k)) for k in known), "facts": [i % 40 for i in range(50)]}
+    bench = dict.fromkeys(["acc", "acc_norm"], float(known.mean())) | {"chance": 0.25}
+    bench |= {"hits": "".join(str(int(k)) for k in known), "facts": [i % 40 for i in range(50)]}
     moved = dict(distance=1.0, relative_distance=0.01 * (1 + flags["seed"]), kl=0.1, loss=1.1, loss_reference=1.0)
-    out = {"commit": "abc", "questions": {t: one for t in flags["tasks"] if t in ("gsm", "hard")}}
+    out = {"commit": "abc", "settings": flags, "questions": {t: one for t in flags["tasks"] if t in ("gsm", "hard")}}
     out["benchmarks"] = {t: bench for t in flags["tasks"] if t in BENCHMARKS}
     out |= {"movement": moved} if "reference" in task.inputs else {}
     return out | ({"general_average": float(known.mean())} if out["benchmarks"] else {})
@@ -61,10 +64,10 @@ def result(task):
 
 def made_up(folder, preset, keep=lambda task: True):
     """A study's folder as the runner leaves it, with these of its runs finished."""
-    study = Study(Namespace(preset=preset, out=str(folder), seed=1, jobs=2))
-    study.data = folder
+    plan = make_plan(preset, 1)
+    study = Folder(folder, plan.tasks)
     first = {f"q/{i}": str(i if i < N // 20 else -1) for i in range(N)}  # is the answer of one question in twenty
-    study.copying = {"first": first, "alone": 1 / 20, "floor": {"1": 0.05, "8": 0.1, "32": 0.2}}
+    copying = {"first": first, "alone": 1 / 20, "floor": {"1": 0.05, "8": 0.1, "32": 0.2}}
     (folder / "meta.json").write_text("{}")
     for task in filter(keep, study.tasks):
         path = study.path(task)
@@ -81,7 +84,8 @@ def made_up(folder, preset, keep=lambda task: True):
             steps = range(task.flags["steps"] % 16, task.flags["steps"] + 1, 16)  # every one of the pre-training's
             rows = [{"step": s, "train/tokens": s * batch, "eval/loss": 3 - s / STEPS, **row} for s in steps]
             (path.parent / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    study.write_manifest()
+    header = header_of(plan, 2, "cpu", ["python"], folder) | {"copying": copying, "seconds": 1.0}
+    write_manifest(Runner(study, folder), header)
     report.build(folder)
     return folder
 

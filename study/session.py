@@ -1,0 +1,100 @@
+"""One call of `python -m study`: the world, what is there already, the runs, the report."""
+
+import shlex
+import time
+from itertools import groupby
+from pathlib import Path
+
+from common import writable_dir
+from data.files import UserError
+from study.folder import HERE, Folder, data_identity
+from study.known import take_over
+from study.manifest import header_of, kept_of, read_manifest, write_manifest
+from study.runner import Runner, shown
+from study.setup import find_devices, make_world, world_command
+from study.tasks import Plan, Task, cores, minutes, words
+
+NAMED = 6  # runs named in a line
+
+
+class Session:
+    """`args`: of the command line."""
+
+    def __init__(self, args, plan: Plan):
+        self.args, self.plan, self.began, self.earlier = args, plan, time.time(), 0.0  # earlier: seconds of past calls
+        self.devices = find_devices(args.device)
+        kind = self.devices[0].split(":")[0]
+        self.jobs = args.jobs or (cores() if kind == "cpu" else len(self.devices))
+        self.data = args.out / "world" if plan.p["world"] else HERE / "data" / "world"
+        self.folder = Folder(args.out, plan.tasks, data_identity(self.data), kind)
+        if (args.out / "runs.json").exists():
+            old = read_manifest(args.out / "runs.json")
+            self.earlier = float(old.get("seconds") or 0)
+            self.folder.done = {row["out"]: kept_of(row) for row in old["runs"] if row.get("finished")}
+
+    def run(self) -> None:
+        args, folder, flags = self.args, self.folder, self.plan.p["world"]
+        writable_dir(args.out)
+        make_world(self.data, flags, args.out / "logs" / "world.log")
+        folder.data = data_identity(self.data)
+        if args.known:
+            print(f"{take_over(folder, Path(args.known), args.accept_other_source)} runs taken over from {args.known}")
+        self.put_in_order()
+        header = header_of(self.plan, self.jobs, folder.device, world_command(self.data, flags), self.data)
+
+        def save() -> None:
+            seconds = round(self.earlier + time.time() - self.began, 1)
+            write_manifest(runner, header | {"seconds": seconds})
+
+        runner = Runner(folder, self.data, self.jobs, args.minutes, self.devices, save)
+        left = sum(task.cost for task in folder.to_do()) / self.jobs
+        print(f"{len(folder.to_do())} runs to do, about {minutes(left)} | logs: {shown(args.out / 'logs')}", flush=True)
+        failed = runner.run()
+        save()
+        self.report()
+        if failed:
+            what = "mend what their logs say, then run this again"
+            raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}): {what}")
+
+    def put_in_order(self) -> None:
+        """Move away what cannot be used and what other code made, and say so."""
+        for path, fault in self.folder.broken().items():
+            print(f"{shown(path)} is made again: {fault}")
+            path.replace(path.with_name(path.name + ".broken"))
+        stale = self.folder.stale()
+        if stale and self.args.accept_other_source:
+            self.folder.accept(stale)
+            print(f"kept, though other code than today's made them: {named(stale)}")
+        elif stale:
+            aside = shown(self.folder.set_aside(stale))
+            print(f"made again, as other code than today's made them or what they start from: {named(stale)}")
+            print(f"the old ones lie in {aside}, and may be removed; --accept-other-source would have kept them")
+
+    def report(self) -> None:
+        from study import report, summary  # loads matplotlib
+        from study.read import Lab
+
+        print("writing the report and its figures", flush=True)
+        path = report.build(self.folder.dir)
+        print(summary.table(Lab(self.folder.dir)))
+        print(f"wrote {shown(path)}")
+
+    def print_plan(self) -> None:
+        """Every run in order, under the part of the plan that asks for it, and the time at which that part ends. What
+        is finished costs nothing, unless other code made it."""
+        folder, spent, place = self.folder, 0.0, []
+        stale = folder.stale()
+        for block, tasks in groupby(self.plan.tasks, key=lambda task: task.block):
+            costs = [(task, 0.0 if folder.finished(task) and task not in stale else task.cost) for task in tasks]
+            spent += sum(cost for _, cost in costs)
+            place.append(f"{spent / 60 / self.jobs:5.0f} min | {len(costs):3d} runs | {block}")
+            print(f"\n# {block}")
+            for task, cost in costs:
+                why = "  (made by other code)" * (task in stale)
+                print(f"{cost:6.0f} s  {task.name:<44} {task.script} {shlex.join(words(task.flags))}{why}")
+        print(f"\n{len(self.plan.tasks)} runs; done after about, {self.jobs} side by side:", *place, sep="\n")
+
+
+def named(tasks: list[Task]) -> str:
+    names = ", ".join(task.name for task in tasks[:NAMED])
+    return names + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")

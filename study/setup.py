@@ -1,0 +1,59 @@
+"""What a study needs before its first run: devices, and the world."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from data.files import UserError
+from data.world import code_hash
+from study.folder import HERE
+from study.runner import shown
+
+
+def find_devices(name: str) -> tuple[str, ...]:
+    """What runs take in turn: every GPU for `auto` and `cuda`, else the one named; the CPU where there is no GPU."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in ("auto", "cuda") and gpus:
+        return tuple(f"cuda:{i}" for i in range(gpus)) if gpus > 1 else ("cuda",)
+    known = {"cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if torch.backends.mps.is_available() else [])}
+    if name != "auto" and name not in known:
+        raise UserError(f"--device {name}: torch finds no such device here; use one of auto {' '.join(sorted(known))}")
+    return ("cpu",) if name == "auto" else (name,)
+
+
+def world_command(data: Path, flags: list[str]) -> list[str]:
+    return ["python", "-m", "data.world", "--out", shown(data), *flags]
+
+
+def make_world(data: Path, flags: list[str], log: Path) -> None:
+    """Unless it is there. What it prints, the tour of the world, goes to the terminal and to the log."""
+    made_by = data / "made_by"
+    if (data / "meta.json").exists():
+        if not made_by.is_file() or made_by.read_text(encoding="utf-8").strip() != code_hash():
+            raise UserError(f"{data} holds a world of other code than data/world.py: remove it, and it is made anew")
+        return
+    command = world_command(data, flags)
+    print(f"making the world, about 20 s; this is what it holds | {shown(log)}", flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        made = subprocess.Popen(
+            [sys.executable, "-u", *command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=HERE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            for line in made.stdout:
+                file.write(line)
+                print(line, end="", flush=True)
+        finally:
+            made.terminate()
+            failed = made.wait()
+    if failed:
+        raise UserError(f"the world could not be made; see {log}")

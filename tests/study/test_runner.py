@@ -1,0 +1,169 @@
+"""Runs side by side, in order, through failures and signals.   pytest -q tests/study/test_runner.py"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made import find, planned, write_result, write_run
+
+from study import runner
+from study.runner import Runner, last_line, shown
+
+
+class Ended:
+    """What the runner asks of a process that has ended."""
+
+    def __init__(self, code):
+        self.returncode, self.poll = code, lambda: code
+
+
+class Made(Runner):
+    """Its runs take no time: they write what they should, but those whose name begins with `bad`."""
+
+    bad = "none"
+
+    def start(self, task, slot):
+        self.begun.append(task)
+        if task.name.startswith(self.bad):
+            return Ended(1)
+        write_result(self.folder, task) if task.kind == "eval" else write_run(self.folder, task)
+        return Ended(0)
+
+
+def made(tmp_path, monkeypatch, preset, bad="none", limit=0, kind=Made):
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(runner, "git_commit", lambda: ("abc", False))
+    study = kind(planned(preset, tmp_path), Path("data"), jobs=2, limit=limit)
+    study.bad, study.begun = bad, []
+    return study, study.run()
+
+
+def test_a_pretraining_waits_for_its_place(tmp_path, monkeypatch):
+    """In the plan's order; what needs no checkpoint of its own would else begin with the idle core at the start."""
+    study, failed = made(tmp_path, monkeypatch, "lab")
+    tasks = study.folder.tasks
+    assert not failed and len(study.begun) == len(tasks)
+    for i, task in enumerate(study.begun):
+        if task.kind == "pretrain":
+            assert set(tasks[: tasks.index(task)]) <= set(study.begun[:i]), task.name
+
+
+def test_a_failure_stops_what_hangs_on_it_alone(tmp_path, monkeypatch, capsys):
+    study, failed = made(tmp_path / "a", monkeypatch, "lab", bad="pretrain-heavy")
+    begun = {t.record["base"] for t in study.begun if t.kind != "pretrain"}
+    assert failed == ["pretrain-heavy", "pretrain-heavy2"]
+    assert {t.record["base"] for t in study.folder.tasks} - begun == {"heavy", "heavy2"}
+    study, failed = made(tmp_path / "b", monkeypatch, "smoke", bad="sft-")
+    assert failed[0].startswith("sft-") and not any(t.name.startswith("sft_rl") for t in study.begun)
+    assert any(t.name.startswith("parallel") for t in study.begun)
+    assert "FAILED sft-base-154k-s1 (exit code 1)" in capsys.readouterr().out
+
+
+def test_what_a_run_left_must_be_whole(tmp_path, monkeypatch):
+    """A stage that ends well and leaves an evaluation whose scores are not those of its counts has failed."""
+
+    class Garbled(Made):
+        def start(self, task, slot):
+            ended = super().start(task, slot)
+            if task.name.startswith("rl") and task.kind == "eval":
+                write_result(self.folder, task, general_average=0.1, questions={})
+            return ended
+
+    study, failed = made(tmp_path, monkeypatch, "smoke", kind=Garbled)
+    assert failed and all(name.startswith("rl") for name in failed)
+
+
+def test_one_line_a_run_with_its_result_and_the_time_left(tmp_path, monkeypatch, capsys):
+    made(tmp_path, monkeypatch, "smoke")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 28 and all(line.startswith("done  ") for line in lines)
+    assert all(" left, about " in line and len(line) < 160 for line in lines)
+    scores = next(line for line in lines if "rl-base-154k-s1-test" in line)
+    assert "gsm pass@1 4.7 pass@32 50.0, general 75.0" in scores
+    assert "loss 1.000" in next(line for line in lines if "sft-base-154k-s1 " in line)
+
+
+def test_minutes_end_a_study(tmp_path, monkeypatch):
+    study, failed = made(tmp_path, monkeypatch, "smoke", limit=1e-9)
+    assert not failed and study.begun == []
+
+
+def test_code_edited_while_a_study_runs_is_told(tmp_path, monkeypatch, capsys):
+    """Once for each script; the next call finds the earlier runs stale."""
+    study = Runner(planned("smoke", tmp_path / "a b"), tmp_path)
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: Ended(0))
+    study.start(study.folder.tasks[0], 0)
+    assert "note" not in capsys.readouterr().out
+    monkeypatch.setattr(runner, "source_hash", lambda script: "another")
+    study.start(study.folder.tasks[0], 0)
+    study.start(study.folder.tasks[0], 0)
+    assert capsys.readouterr().out.count("the code of train_pretrain.py was edited") == 1
+
+
+def test_commands_are_for_a_shell(tmp_path):
+    """Paths with spaces stay whole, in the log as in the call; what lies elsewhere is named in full."""
+    study = Runner(planned("smoke", tmp_path / "my runs"), tmp_path / "my world")
+    task = find(study.folder, "rl-base")
+    command = study.command(task)
+    assert str(tmp_path / "my world") in command and f"{tmp_path}/my runs/runs/{task.name}" in " ".join(command)
+    assert command[:2] == ["python", "train_rl.py"] and command[command.index("--device") + 1] == "cpu"
+    assert shown(runner.HERE / "runs" / "x") == "runs/x"
+    write_run(study.folder, task)
+    resumed = ["python", "train_rl.py", "--resume", str(study.folder.path(task))]
+    assert study.command(task) == resumed and study.command(task, fresh=True) == command
+
+
+def test_gpus_are_given_in_turn(tmp_path):
+    study = Runner(planned("smoke", tmp_path, device="cuda"), tmp_path, 2, devices=("cuda:0", "cuda:1"))
+    task = find(study.folder, "rl-base")
+    given = [study.command(task, slot)[study.command(task).index("--device") + 1] for slot in (0, 1)]
+    assert given == ["cuda:0", "cuda:1"]
+
+
+def test_last_line(tmp_path):
+    log = tmp_path / "log"
+    assert last_line(log) == ""
+    log.write_bytes(b"x" * 9000 + b"\nstep 1 \xff\n\n")
+    assert last_line(log).startswith("step 1")
+
+
+SCRIPT = '''
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from made import planned
+from study.runner import Runner
+folder = planned("smoke", sys.argv[3])
+stage = """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+print("began", flush=True)
+time.sleep(60)"""
+Path(sys.argv[3], "stage.py").write_text(stage)
+study = Runner(folder, Path("data"), jobs=1)
+study.command = lambda task, slot=0: ["python", str(Path(sys.argv[3], "stage.py"))]
+try:
+    study.run()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+'''
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_running_stages_save(tmp_path, number):
+    """Sent to the whole group, as a terminal's Ctrl-C is, and to the study alone, as `kill` is: the stage hears of it
+    once, from the study, which waits for it."""
+    command = [sys.executable, "-c", SCRIPT, str(runner.HERE), str(Path(__file__).parent), str(tmp_path)]
+    study = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "logs"
+    deadline = time.time() + 60
+    while time.time() < deadline and not any("began" in p.read_text().split("\n") for p in log.glob("*.log")):
+        time.sleep(0.1)
+    os.killpg(study.pid, number) if number == signal.SIGINT else study.send_signal(number)
+    shown, _ = study.communicate(timeout=60)
+    assert study.returncode == 0 and "stopping: 1 run saves what it has" in shown and "interrupted" in shown
+    (told,) = log.glob("*.log")
+    assert told.read_text().split("\n")[1:] == ["began", "saved", ""]
