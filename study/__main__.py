@@ -14,13 +14,15 @@ code are moved to DIR/other_code and made again.
 
 import argparse
 import shlex
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from data.files import UserError  # and nothing here that loads torch: the first line must not wait for it
 from study.plan import make_plan
 from study.presets import PRESETS
-from study.tasks import cores, minutes
+from study.tasks import Plan, cores, minutes
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,26 +52,36 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def begin() -> tuple[argparse.Namespace, Plan]:
+    """The command line, and the first line that the study prints."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     args = parse_args()
     plan, jobs = make_plan(args.preset, args.seed), args.jobs or cores()
     time = minutes(sum(task.cost for task in plan.tasks) / jobs)
     place = args.out.relative_to(Path.cwd()) if args.out.is_relative_to(Path.cwd()) else args.out
     print(f"study {args.preset}, first seed {args.seed}: {len(plan.tasks)} runs in {place}", end="")
     print(f", about {time} from nothing, {jobs} side by side", flush=True)
+    return args, plan
+
+
+def study(args: argparse.Namespace, plan: Plan) -> None:
     try:
-        from study.session import Session  # loads torch
+        from study.session import Session
 
         session = Session(args, plan)
         session.print_plan() if args.plan else session.report() if args.report_only else session.run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(f"stopped; to go on: python -m study {shlex.join(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.Signals[str(stopped) or "SIGINT"])
 
 
 if __name__ == "__main__":
     try:
-        main()
+        begun = begin()
+        from common import run
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run(partial(study, *begun))

@@ -68,7 +68,7 @@ class Runner:
             finally:
                 self.stop(signals)
         if signals.got:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(signals.name)
         return self.failed + [f"{t.name} (a checkpoint that it needs was not written)" for t in self.todo]
 
     def next_up(self) -> list[Task]:
@@ -114,8 +114,8 @@ class Runner:
         """The stage's command line; a run that was cut off goes on from its last checkpoint."""
         path, device = self.folder.path(task), self.devices[slot % len(self.devices)]
         out = path if task.kind == "eval" else path.parent
-        if not fresh and (unfinished := self.folder.checkpoints(task)):
-            return ["python", task.script, "--resume", shown(unfinished[-1])]
+        if not fresh and self.folder.checkpoints(task):
+            return ["python", task.script, "--resume", shown(out)]
         inputs = {flag: shown(self.folder.path(parent, name)) for flag, (parent, name) in task.inputs.items()}
         flags = {**inputs, "data": shown(self.data), **task.flags, "threads": 1, "device": device, "out": shown(out)}
         return ["python", task.script, *words(flags)]
@@ -132,9 +132,12 @@ class Runner:
         kept = self.folder.done.setdefault(self.folder.out(task), {})
         kept["seconds"] = round((kept.get("seconds") or 0.0) + seconds, 1)
         kept |= {"commit": git_commit()[0], "source": self.folder.source(task)}
+        if task.kind == "train" and not {"save_every", "save_at"} & task.flags.keys():
+            for path in set(self.folder.checkpoints(task)) - {self.folder.path(task)}:
+                path.unlink()  # it was kept for a crash, and no run starts from it
         self.done_cost += task.cost
         left = f"{len(self.todo) + len(self.running)} left, about {minutes(self.seconds_left())}"
-        self.say(f"done  {task.name:<40} {outcome(self.folder, task):<44} | {minutes(seconds)} | {left}")
+        self.say(f"done  {task.name:<46} {outcome(self.folder, task):<44} | {minutes(seconds)} | {left}")
         if self.on_finished:
             self.on_finished()
 
@@ -172,13 +175,14 @@ class Signals:
     """While the block runs, SIGINT, SIGTERM and SIGHUP are counted instead of ending the process."""
 
     def __enter__(self):
-        self.got = 0
+        self.got, self.name = 0, ""
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         self.before = {number: signal.signal(number, self.count) for number in [getattr(signal, n) for n in names]}
         return self
 
-    def count(self, *_) -> None:
+    def count(self, number: int, _frame) -> None:
         self.got += 1
+        self.name = signal.Signals(number).name
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():

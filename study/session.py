@@ -5,7 +5,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from common import writable_dir
+from common import lock, writable_dir
 from data.files import UserError
 from study.folder import HERE, Folder, data_identity
 from study.known import take_over
@@ -35,6 +35,7 @@ class Session:
     def run(self) -> None:
         args, folder, flags = self.args, self.folder, self.plan.p["world"]
         writable_dir(args.out)
+        lock(args.out)
         make_world(self.data, flags, args.out / "logs" / "world.log")
         folder.data = data_identity(self.data)
         if args.known:

@@ -1,6 +1,7 @@
 """Runs side by side, in order, through failures and signals.   pytest -q tests/study/test_runner.py"""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,22 @@ def test_one_line_a_run_with_its_result_and_the_time_left(tmp_path, monkeypatch,
     assert "loss 1.000" in next(line for line in lines if "sft-base-154k-s1 " in line)
 
 
+def test_checkpoints_that_were_for_a_crash_go(tmp_path, monkeypatch):
+    """Stages save six times unless told; of a run that was not told only the last file stays, from which others start.
+    What the plan asked for stays."""
+
+    class Saving(Made):
+        def start(self, task, slot):
+            ended = super().start(task, slot)
+            if task.kind == "train":
+                shutil.copy(self.folder.path(task), self.folder.path(task, "ckpt_000001.pt"))
+            return ended
+
+    study, _ = made(tmp_path, monkeypatch, "smoke", kind=Saving)
+    kept = {t.method: [p.name for p in study.folder.checkpoints(t)] for t in study.folder.tasks if t.kind == "train"}
+    assert kept["gold"] == ["ckpt_000006.pt"] and kept["rl"] == ["ckpt_000001.pt", "ckpt_000002.pt", "ckpt_000004.pt"]
+
+
 def test_minutes_end_a_study(tmp_path, monkeypatch):
     study, failed = made(tmp_path, monkeypatch, "smoke", limit=1e-9)
     assert not failed and study.begun == []
@@ -113,7 +130,7 @@ def test_commands_are_for_a_shell(tmp_path):
     assert command[:2] == ["python", "train_rl.py"] and command[command.index("--device") + 1] == "cpu"
     assert shown(runner.HERE / "runs" / "x") == "runs/x"
     write_run(study.folder, task)
-    resumed = ["python", "train_rl.py", "--resume", str(study.folder.path(task))]
+    resumed = ["python", "train_rl.py", "--resume", str(study.folder.path(task).parent)]
     assert study.command(task) == resumed and study.command(task, fresh=True) == command
 
 

@@ -1,6 +1,7 @@
 """The command line of a study, from its first line to its last.   pytest -q tests/study/test_study.py"""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 from made import find, planned, write_all, write_result, write_run
 
+import common
 from data.files import UserError
 from study import __main__ as cli
 from study import session, setup
@@ -18,7 +20,11 @@ from study.summary import MEANINGLESS, table
 
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["study", *map(str, flags)])
-    return cli.main()
+    try:
+        cli.study(*cli.begin())
+    finally:
+        while common.HELD:
+            common.release(*common.HELD.pop())
 
 
 @pytest.fixture
@@ -170,7 +176,7 @@ def test_stopped_says_how_to_go_on(monkeypatch, capsys, world_there):
     monkeypatch.setattr(session.Runner, "run", lambda self: (_ for _ in ()).throw(stop))
     with pytest.raises(SystemExit) as ended:
         call(monkeypatch, "--preset", "smoke", "--out", str(world_there.dir))
-    assert ended.value.code == 130
+    assert ended.value.code == 128 + signal.SIGTERM
     assert capsys.readouterr().err == f"stopped; to go on: python -m study --preset smoke --out {world_there.dir}\n"
 
 
