@@ -204,7 +204,7 @@ def setup(args) -> Device:
     except RuntimeError as error:
         raise UserError(f"--device {name}: torch knows no such device; use --device {found}") from error
     dtype = torch.float32
-    why = "asked for" if args.dtype == "float32" else "bfloat16 is the default on GPUs that have it"
+    why = "asked for" if args.dtype == "float32" else f"the default on {device.type.upper()}"
     if args.dtype == "bfloat16" or (args.dtype == "auto" and device.type == "cuda"):
         on_cpu = device.type == "cpu" and matmul_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
         if on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):

@@ -37,7 +37,7 @@ from data.pass_at_k import TEMPERATURE, TOP_P, pass_at_k, score_questions
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
-from stage import WORLD, add_system_args, check_numbers, need_flags, parent_of, world_if_absent
+from stage import WORLD, add_system_args, check_numbers, describe_model, need_flags, parent_of, world_if_absent
 
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
@@ -207,14 +207,74 @@ def print_table(results: dict, args) -> None:
         print(f"{'average':<14}{percent(results['general_average'], error):>16}  of acc_norm, last word: acc")
 
 
-def default_tasks(data: Path) -> list[str]:
-    """The world's two tiers and its benchmarks, as far as the folder holds them."""
+# -------------------------------------------------------------------------------------------------- what is evaluated
+def chosen_tasks(args) -> list[str]:
+    """`--tasks`, or the world's two tiers and its benchmarks as far as `--data` holds them."""
+    known = (*TASKS, *WORLD_TASKS, *REAL_TASKS)
+    if args.tasks:
+        if unknown := [task for task in args.tasks if task not in known]:
+            raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join(known)}")
+        return args.tasks
+    data = Path(args.data)
     found = ["gsm", "hard"] if (data / "test.jsonl").exists() else []
     found += [b for b in WORLD_TASKS if (data / f"bench_{b}.jsonl").exists()]
     if not found:
         mend = "name --tasks (real ones are read from --data or $REAL_DATA)"
         raise UserError(f"{data} holds no questions or benchmarks; {mend}")
     return found
+
+
+def tokenizer_for(args, ckpt: dict):
+    """`--data`'s tokenizer, which must be the checkpoint's; where only real sets are asked for, which need nothing of
+    `--data`'s default, the world, the checkpoint's own."""
+    folder, of_world = Path(args.data), not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
+    if of_world:
+        world_if_absent(args.data)
+    name = ckpt["tokenizer"]["name"]
+    enc = folder_tokenizer(folder) if (folder / "meta.json").exists() else named_tokenizer(name)
+    if not of_world and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
+        enc = named_tokenizer(name)
+    check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
+    return enc
+
+
+def load_reference(args, ckpt: dict, enc, device):
+    """(what is recorded of it, model, held-out text) of `--reference`; None without one."""
+    if not args.reference:
+        return None
+    other = load_checkpoint(args.reference)
+    if other["model_config"] != ckpt["model_config"]:
+        what = f"another model shape than {args.ckpt}; give one of its parents"
+        raise UserError(f"--reference {args.reference}: {what}")
+    check_tokenizer(enc, other["tokenizer"], args.reference)
+    model = load_model(other, args.reference, device.device, args.kernels)
+    text = general_text(Path(args.data), model.config.block_size, 65_536)
+    check_tokenizer(folder_tokenizer(args.data), ckpt["tokenizer"], args.ckpt)  # --data's text is in its own
+    return parent_of(args.reference, other), model, text
+
+
+def score_tasks(model, enc, tasks: list[str], args, device) -> tuple[dict, list[dict]]:
+    """(results of all tasks, readable samples); every file is read before the first task is sampled."""
+    files = {
+        task: read_task(enc, task, model.config.block_size, args)
+        if task in TASKS
+        else load_benchmark(task, args.data, args.split, args.limit)
+        for task in tasks
+    }
+    results: dict = {"questions": {}, "benchmarks": {}}
+    samples: list[dict] = []
+    for task in tasks:
+        if task in TASKS:
+            results["questions"][task], shown = sample_task(model, enc, task, files[task], args, device)
+            samples += shown
+        else:
+            print(f"{task}: {len(files[task])} items", flush=True)
+            with device.autocast():
+                results["benchmarks"][task] = compact(score_benchmark(model, enc, files[task]))
+    if results["benchmarks"]:
+        leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
+        results["general_average"] = sum(leading) / len(leading)
+    return results, samples
 
 
 def main():
@@ -228,54 +288,17 @@ def main():
     device = setup(args)
     made = provenance(__file__, device)
     used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used")}
-    folder = Path(args.data)
-    if not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}:
-        world_if_absent(args.data)
-    name = ckpt["tokenizer"]["name"]
-    enc = folder_tokenizer(folder) if (folder / "meta.json").exists() else named_tokenizer(name)
-    real = args.tasks and not set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
-    if real and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
-        enc = named_tokenizer(name)  # real sets need nothing of --data's default, the world
-    check_tokenizer(enc, ckpt["tokenizer"], args.ckpt)
+    enc, tasks = tokenizer_for(args, ckpt), chosen_tasks(args)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
-    if args.reference:
-        other = load_checkpoint(args.reference)
-        if other["model_config"] != ckpt["model_config"]:
-            what = f"another model shape than {args.ckpt}; give one of its parents"
-            raise UserError(f"--reference {args.reference}: {what}")
-        check_tokenizer(enc, other["tokenizer"], args.reference)
-        reference = load_model(other, args.reference, device.device, args.kernels)
-        text = general_text(folder, model.config.block_size, 65_536)
-        check_tokenizer(folder_tokenizer(folder), ckpt["tokenizer"], args.ckpt)  # --data's text is in its own
-    tasks = args.tasks or default_tasks(folder)
-    unknown = [t for t in tasks if t not in (*TASKS, *WORLD_TASKS, *REAL_TASKS)]
-    if unknown:
-        raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join((*TASKS, *WORLD_TASKS, *REAL_TASKS))}")
-    origin = f"{ckpt['stage']} step {ckpt['step']}, {ckpt['tokens'] / 1e6:.2f}M pre-training tokens"
-    print(f"{args.ckpt} | {origin} | tasks {' '.join(tasks)}")
+    reference = load_reference(args, ckpt, enc, device)
+    describe_model(model, args.ckpt, ckpt)
+    print(f"tasks {' '.join(tasks)} | {args.n_samples} completions of each question", flush=True)
 
-    files = {
-        task: read_task(enc, task, model.config.block_size, args)
-        if task in TASKS
-        else load_benchmark(task, args.data, args.split, args.limit)
-        for task in tasks
-    }
     began = time.time()
-    results: dict = {"questions": {}, "benchmarks": {}}
-    samples: list[dict] = []
-    for task in tasks:
-        if task in TASKS:
-            results["questions"][task], shown = sample_task(model, enc, task, files[task], args, device)
-            samples += shown
-        else:
-            with device.autocast():
-                results["benchmarks"][task] = compact(score_benchmark(model, enc, files[task]))
-    if results["benchmarks"]:
-        leading = [r[ACCURACY.get(name, "acc_norm")] for name, r in results["benchmarks"].items()]
-        results["general_average"] = sum(leading) / len(leading)
-    if args.reference:
-        moved = movement(model, reference, text, enc.eot_token, device)
-        results["movement"] = {"reference": parent_of(args.reference, other), **moved}
+    results, samples = score_tasks(model, enc, tasks, args, device)
+    if reference:
+        record, start, text = reference
+        results["movement"] = {"reference": record, **movement(model, start, text, enc.eot_token, device)}
     report = {
         "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
         "settings": {**vars(args), **used},

@@ -293,6 +293,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     enc = folder_tokenizer(args.data)
     check_tokenizer(enc, source["tokenizer"], path)
     model = load_model(source, path, device.device, args.kernels)
+    describe_model(model, path, source)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     questions = choose(questions, args) if choose else questions
     rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
@@ -302,6 +303,11 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     step, parent = (ckpt["step"], ckpt["parent"]) if ckpt else (0, parent_of(path, source))
     before = ckpt["config"] if ckpt else {}
     return model, enc, questions, Start(step, source["tokens"], source["tokenizer"], parent, identity, before)
+
+
+def describe_model(model, path, ckpt: dict) -> None:
+    origin = f"{ckpt['stage']} step {ckpt['step']}, {ckpt['tokens'] / 1e6:.2f}M pre-training tokens"
+    print(f"model {model.n_params() / 1e6:.2f}M parameters | {path} | {origin}", flush=True)
 
 
 def note_data(ckpt: dict, identity: dict) -> None:
@@ -368,6 +374,9 @@ class Run:
         logs = [self.keep_rows(self.out / name) for name in ("samples.jsonl", "metrics.jsonl")]
         if logs[-1]:
             self.before = float(logs[-1][-1].get("perf/elapsed_s") or 0)
+        saves = [str(step) for step in range(start.step + 1, args.steps + 1) if self.due(step)]
+        saves = saves if len(saves) <= 8 else [*saves[:3], "...", saves[-1]]
+        print(f"run folder {self.out} | {args.steps} steps, checkpoints at {' '.join(saves)}", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(number, self.stop)

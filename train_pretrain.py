@@ -29,6 +29,9 @@ from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
 from stage import Run, Start, add_system_args, add_training_args, note_data, parse, sixth
 
+SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
+SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f"}
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,6 +89,18 @@ def validation_loss(model, args, device, eot) -> float:
     return total / count
 
 
+def new_or_resumed(args, ckpt: dict | None, enc, identity: dict, device):
+    """(model, Start): random weights, or those of the checkpoint to go on from."""
+    if ckpt:
+        check_tokenizer(enc, ckpt["tokenizer"], args.resume)
+        note_data(ckpt, identity)
+        model = load_model(ckpt, args.resume, device.device, args.kernels)
+        return model, Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity, ckpt["config"])
+    model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
+    model.impl = args.kernels
+    return model, Start(0, 0, tokenizer_id(enc), None, identity, {})
+
+
 def main():
     args, ckpt = parse_args()
     device = setup(args)
@@ -98,24 +113,15 @@ def main():
     identity = {"tokenizer": data.meta["tokenizer"]["hash"], "files": data.meta["files"], "mix": data.mix}
     identity["text"] = data.fingerprint()
 
-    if ckpt:
-        check_tokenizer(enc, ckpt["tokenizer"], args.resume)
-        model = load_model(ckpt, args.resume, device.device, args.kernels)
-        start = Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity, ckpt["config"])
-        note_data(ckpt, identity)
-    else:
-        model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
-        model.impl = args.kernels
-        start = Start(0, 0, tokenizer_id(enc), None, identity, {})
+    model, start = new_or_resumed(args, ckpt, enc, identity, device)
     optimizer = make_optimizer(model, args)
     if ckpt:
         restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
     out = Run(args, __file__, device, start)
     step_tokens = rows * args.block_size
+    size, horizon = f"model {model.n_params() / 1e6:.2f}M parameters", args.steps * step_tokens
     print(
-        f"{model.n_params() / 1e6:.2f}M parameters | {step_tokens:,} tokens a step | {args.steps} steps, "
-        f"{args.steps * step_tokens / 1e6:.1f}M tokens | "
-        f"checkpoints at {args.save_at} and every {args.save_every} steps (0: no others)"
+        f"{size} | {rows} rows x {args.block_size} = {step_tokens:,} tokens a step | {horizon / 1e6:.1f}M tokens in all"
     )
 
     for step in range(start.step, args.steps):
@@ -139,8 +145,7 @@ def main():
         if out.due(done) or (args.eval_every and done % args.eval_every == 0):
             metrics["eval/loss"] = validation_loss(model, args, device, eot)
             check_finite(metrics["eval/loss"], done, args.out, "validation loss")
-        shown = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
-        out.log(done, shown | {"tok/s": "perf/tok_per_sec:,.0f"}, metrics)
+        out.log(done, SHOWN, metrics)
         if out.due(done) or out.stopping:
             out.save(done, model, optimizer.state_dict(), metrics)
 

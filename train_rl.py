@@ -113,8 +113,8 @@ def parse_args():
 
 # ------------------------------------------------------------------------------------------------------- the objective
 def group_advantages(rewards: torch.Tensor, group_size: int, norm: str = "std") -> torch.Tensor:
-    """rewards (P * G,), groups adjacent -> advantages (P * G,): centred per group, over (std + 1e-6) with ddof 1 unless
-    norm is "none". A group of equal rewards gets exactly 0."""
+    """DeepSeekMath section 4.1.2. rewards (P * G,), groups adjacent -> advantages (P * G,): centred per group, over
+    (std + 1e-6) with ddof 1 unless norm is "none". A group of equal rewards gets exactly 0."""
     # ABLATION: another baseline or scale
     groups = rewards.view(-1, group_size)
     advantages = groups - groups.mean(dim=1, keepdim=True)
@@ -161,9 +161,9 @@ def grpo_loss(
         "ratio_max": ratio[mask > 0].max().item(),
         "kl": 0.0,
     }
-    if ref_logprobs is not None:
+    if ref_logprobs is not None:  # ABLATION: another penalty
         d = (ref_logprobs - logprobs) * mask
-        k3 = d.exp() - d - 1  # >= 0, unbiased for KL(policy || reference) on the policy's samples (Schulman 2020)
+        k3 = d.exp() - d - 1  # DeepSeekMath eq. 4: >= 0, unbiased for KL(policy || reference) on the policy's samples
         surrogate = surrogate - kl_coef * k3
         stats["kl"] = (k3.detach() * mask).sum().item()
     return -(surrogate * mask * weights[:, None]).sum(), stats
@@ -203,12 +203,10 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
     """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
     G, seed = args.group_size, args.seed * 1_000_003 + step
     settings = dict(n_samples=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
-    repeated = [i for i in drawn for _ in range(G)]
-    parts = sample_texts(
-        model, enc, [prompts[i] for i in drawn], stop, device, together=args.prompts_per_batch, **settings
-    )
-    outs, texts = zip(*parts, strict=True)
-    texts, gold = [text for part in texts for text in part], [questions[i].answer for i in repeated]
+    settings |= dict(together=args.prompts_per_batch)
+    outs, parts = zip(*sample_texts(model, enc, [prompts[i] for i in drawn], stop, device, **settings), strict=True)
+    texts, repeated = [text for part in parts for text in part], [i for i in drawn for _ in range(G)]
+    gold = [questions[i].answer for i in repeated]
     # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
@@ -223,15 +221,25 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
     )
 
 
-def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
-    """Cut an update's rows into micro-batches. The completions of a prompt stay neighbours, so that the model reads it
-    once; prompts are ordered by their longest completion, since padding costs more than the sort."""
-    longest: dict[tuple, int] = {}
-    for i in rows:
-        prompt = tuple(batch.prompts[i])
-        longest[prompt] = max(longest.get(prompt, 0), len(batch.completions[i]))
-    rows = sorted(rows, key=lambda i: (longest[tuple(batch.prompts[i])], batch.prompts[i], len(batch.completions[i])))
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+# ------------------------------------------------------------------------------------------- the updates of one batch
+def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
+    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
+    per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
+    updates = [rows.flatten().tolist() for rows in per_update]
+    # Later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and with gradients
+    # on, since without them other code computes them and rounds otherwise.
+    old = [None]
+    for rows in updates[1:]:
+        parts = [batch.rows(part) for part in signal_micro_batches(batch, rows, args)]
+        with device.autocast():
+            old.append([model.completion_logprobs(*part, args.temperature)[0].detach() for part in parts])
+    results = []
+    for rows, old_logprobs in zip(updates, old, strict=True):
+        stats = grpo_gradient(model, ref, batch, rows, args, device, old_logprobs)
+        check_finite(stats["loss"], step + 1, args.out)
+        stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
+        results.append(stats)
+    return update_metrics(results, with_kl=ref is not None)
 
 
 def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=None) -> dict:
@@ -271,6 +279,17 @@ def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]
     return micro_batches(batch, rows, args.micro_batch_size)
 
 
+def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
+    """Cut an update's rows into micro-batches. The completions of a prompt stay neighbours, so that the model reads it
+    once; prompts are ordered by their longest completion, since padding costs more than the sort."""
+    longest: dict[tuple, int] = {}
+    for i in rows:
+        prompt = tuple(batch.prompts[i])
+        longest[prompt] = max(longest.get(prompt, 0), len(batch.completions[i]))
+    rows = sorted(rows, key=lambda i: (longest[tuple(batch.prompts[i])], batch.prompts[i], len(batch.completions[i])))
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
 def reference_model(model, args, ckpt: dict | None, start):
     """The starting checkpoint, frozen, for a KL term; None without one. After --resume it comes from the file that
     --init named."""
@@ -286,26 +305,7 @@ def reference_model(model, args, ckpt: dict | None, start):
     return ref
 
 
-def grpo_step(model, ref, optimizer, batch: Batch, args, device, step: int = 0) -> dict:
-    """All updates of one rollout batch: disjoint prompt mini-batches, one optimizer step each."""
-    per_update = torch.arange(len(batch.prompts)).view(-1, args.group_size).tensor_split(args.updates_per_batch)
-    updates = [rows.flatten().tolist() for rows in per_update]
-    # Later updates meet a policy that has moved: take their old_logprobs now, cut as they will be, and with gradients
-    # on, since without them other code computes them and rounds otherwise.
-    old = [None]
-    for rows in updates[1:]:
-        parts = [batch.rows(part) for part in signal_micro_batches(batch, rows, args)]
-        with device.autocast():
-            old.append([model.completion_logprobs(*part, args.temperature)[0].detach() for part in parts])
-    results = []
-    for rows, old_logprobs in zip(updates, old, strict=True):
-        stats = grpo_gradient(model, ref, batch, rows, args, device, old_logprobs)
-        check_finite(stats["loss"], step + 1, args.out)
-        stats["grad_norm"] = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
-        results.append(stats)
-    return update_metrics(results, with_kl=ref is not None)
-
-
+# ---------------------------------------------------------------------------------------------------- what is logged
 def update_metrics(results: list[dict], with_kl: bool) -> dict:
     """Metrics of a batch from the sums of its updates. Means over tokens with a gradient are None where there are none,
     and so is the KL where no reference is kept."""
@@ -327,6 +327,7 @@ def update_metrics(results: list[dict], with_kl: bool) -> dict:
 
 
 def rollout_metrics(batch: Batch, group_size: int) -> dict:
+    """Metrics of the completions of a batch, those of groups without signal included."""
     groups = batch.rewards.view(-1, group_size)
     lengths = batch.lengths.float()
     return {
@@ -359,6 +360,7 @@ def note_without_signal(first: int, metrics: dict) -> None:
     print(f"{what}; try {'a harder --task' if metrics['reward/mean'] == 1 else sparse}")
 
 
+# ---------------------------------------------------------------------------------------------------------- the loop
 def main():
     args, ckpt = parse_args()
     device = setup(args)

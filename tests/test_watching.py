@@ -166,3 +166,26 @@ def test_slow_work_is_counted(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == ["questions 2/6 | 12 s left", "questions 5/6 | 2 s left"]
     assert list(counted(iter("abc"), "rows", seconds=1)) == list("abc")
     assert capsys.readouterr().out.splitlines() == ["rows 0", "rows 1", "rows 2"]
+
+
+# ------------------------------------------------------------------------------------------------------- the head
+def test_the_head_says_what_runs_where(ok, guesses, tmp_path):
+    """Device and why, model and its origin, run folder and next checkpoint, rows of a step, in this order."""
+    data, init = guesses
+    start = ("--init", init, "--data", data, "--steps", "4", "--save-at", "3")
+    heads = {
+        "train_rl": "8 gsm questions | 2 questions x 4 = 8 completions a step, 1 update each | a loss near 0 is normal",
+        "train_sft": "8 examples of 8 gsm questions | 4 steps of 3: 1.5 epochs",
+        "merge": "8 gsm questions | RL 2 questions x 4 completions and SFT 3 of 8 examples a step",
+    }
+    for name, questions in heads.items():
+        flags = [*STAGES[name][: -2 if name == "merge" else None], "--device", "cpu", "--dtype", "float32"]
+        shown = ok(name, *start, *flags, "--out", tmp_path / name).out.splitlines()
+        assert shown[0].startswith("device cpu | dtype float32 (asked for) | kernels torch (")
+        assert shown[1] == f"model 0.44M parameters | {init} | train_pretrain step 3, 0.00M pre-training tokens"
+        assert shown[2] == f"run folder {tmp_path / name} | 4 steps, checkpoints at 3 4"
+        assert shown[3].startswith(questions), shown[3]
+    small = "--block-size 32 --batch-tokens 64 --steps 3 --save-at 2 --eval-tokens 64".split()
+    shown = ok("train_pretrain", "--data", data, *small, "--out", tmp_path / "base").out.splitlines()
+    assert shown[1] == f"run folder {tmp_path / 'base'} | 3 steps, checkpoints at 2 3"
+    assert "| 2 rows x 32 = 64 tokens a step |" in shown[2]
