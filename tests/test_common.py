@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import assert_same, load, read_jsonl, tiny_model, write_ckpt
+from tiny import assert_same, load, read_jsonl, settings, tiny_model, write_ckpt
 
 import common
+import train_sft
 from common import UserError, load_checkpoint, lr_at, make_optimizer, save_checkpoint, step_with_clip
 from data.math_qa import draw
 from model import check_context
@@ -45,7 +46,7 @@ def sft_run(ok, world, base, tmp_path):
 
 # ------------------------------------------------------------------------------------------- schedule, draws, steps
 def test_schedules_by_hand():
-    args = Namespace(warmup_steps=4, steps=12)
+    args = settings(train_sft, warmup_steps=4, steps=12)
     for schedule in ("constant", "cosine"):
         assert [lr_at(s, args, 8.0, schedule) for s in range(4)] == [2.0, 4.0, 6.0, 8.0]
     assert [lr_at(s, args, 8.0, "constant") for s in (4, 7, 11)] == [8.0, 8.0, 8.0]
@@ -53,7 +54,7 @@ def test_schedules_by_hand():
     assert lr_at(4, args, 8.0, "cosine") == 8.0 and lr_at(8, args, 8.0, "cosine") == pytest.approx(4.4)
     assert lr_at(6, args, 8.0, "cosine") == pytest.approx(0.8 + 3.6 * (1 + math.sqrt(0.5)))
     assert lr_at(12, args, 8.0, "cosine") == pytest.approx(0.8)
-    flat = Namespace(warmup_steps=0, steps=1)
+    flat = settings(train_sft, warmup_steps=0, steps=1)
     assert lr_at(0, flat, 8.0, "cosine") == lr_at(0, flat, 8.0, "constant") == 8.0
 
 
@@ -72,7 +73,7 @@ def test_draw_covers_each_epoch_exactly_once(count):
 
 def test_weight_decay_spares_the_embedding_alone():
     """With zero gradients a step of rate 0.5 and decay 0.1 shrinks every weight by 5 %, but not the embedding."""
-    args = Namespace(lr=0.5, weight_decay=0.1, betas=[0.9, 0.95])
+    args = settings(train_sft, lr=0.5, weight_decay=0.1, betas=[0.9, 0.95])
     for tied in (True, False):
         model = tiny_model(tied=tied)
         before = {k: v.clone() for k, v in model.named_parameters()}

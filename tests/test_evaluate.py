@@ -1,6 +1,5 @@
 """Evaluation: pass@k by hand, what the JSON holds, what results do not depend on.   pytest -q tests/test_evaluate.py"""
 
-import argparse
 import itertools
 import json
 import math
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BYTES, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt
+from tiny import BYTES, bigram_model, chain_table, read_jsonl, settings, tiny_model, write_ckpt
 
 import evaluate
 from common import Device, UserError, load_checkpoint
@@ -215,8 +214,8 @@ def test_default_output_is_beside_the_checkpoint(ok, world, chain):
 
 def test_guess_floor_is_of_the_tasks_own_answers(world):
     """Whatever set the exemplars come from."""
-    args = dict(data=world, split="test", limit=0, template=None, n_shot=1, shot_seed=0, max_new_tokens=1)
-    files = evaluate.read_task(BYTES, "gsm", 96, argparse.Namespace(shot_task="hard", **args))
+    args = settings(evaluate, "--ckpt", "x", "--data", world, n_shot=1, shot_seed=0, max_new_tokens=1, shot_task="hard")
+    files = evaluate.read_task(BYTES, "gsm", 96, args)
     own = load_questions(world, "gsm", "train")
     assert files["train"] == own != load_questions(world, "hard", "train") and len(files["prefix"]) > 1
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_rl import reinforce
-from tiny import BYTES, EOT, assert_same, load, read_jsonl, tiny_model, write_ckpt
+from tiny import BYTES, EOT, assert_same, load, read_jsonl, settings, tiny_model, write_ckpt
 
 import merge
 from common import Device, load_checkpoint
@@ -94,6 +94,41 @@ def test_average_refuses(refused, family, tmp_path):
     assert not out.exists()
 
 
+def test_task_arithmetic_with_the_parent_among_the_files(ok, refused, family, tmp_path):
+    """-1 base + 1 A + 1 B: base plus what each learned. The base may be anywhere among the files, and have a parent."""
+    (a, b, _), stranger, _ = family
+    old = {"file": "old.pt", "stage": "train_pretrain", "step": 1, "tokens": 9, "hash": "5" * 64}
+    base = write_ckpt(tmp_path / "p.pt", tiny_model(1), parent=old)
+    models = [load(p)["model"] for p in (base, a, b)]
+    want = {k: -models[0][k].double() + models[1][k].double() + models[2][k].double() for k in models[0]}
+    for i, (files, weights) in enumerate([((base, a, b), (-1, 1, 1)), ((a, b, base), (1, 1, -1))]):
+        out = tmp_path / f"sum{i}.pt"
+        ok("merge", "--average", *files, "--weights", *weights, "--out", out)
+        merged = load(out)
+        for name, tensor in merged["model"].items():
+            torch.testing.assert_close(tensor.double(), want[name], atol=1e-6, rtol=1e-5)
+        assert merged["parent"]["hash"] == load(a)["parent"]["hash"]
+        assert [p["file"] for p in merged["parent"]["merged"]] == [p.name for p in files]
+    words = ("stranger.pt", "same checkpoint")
+    refused("merge", "--average", base, a, stranger, "--weights", -1, 1, 1, "--out", tmp_path / "no.pt", words=words)
+
+
+def test_average_refuses_flags_that_do_nothing(refused, family, tmp_path):
+    for flags in (("--lr", "1"), ("--data", "data/world"), ("--device", "cpu"), ("--steps", "48")):
+        words = (flags[0], "--average")
+        refused("merge", "--average", *family[0][:2], *flags, "--out", tmp_path / "out.pt", words=words)
+
+
+def test_one_optimizer_has_one_rate(ok, refused, world, base, tmp_path):
+    """--combine sum takes no second rate: refused, before anything is written; the same one may be given."""
+    flags = ("--init", base, "--data", world, "--combine", "sum", "--out", tmp_path / "run", "--steps", "1")
+    words = ("--sft-lr 0.001", "--combine sum", "--lr 0.002")
+    refused("merge", *flags, *PARALLEL, words=words)
+    refused("merge", *flags, "--sft-lr", "0.1", words=("--sft-lr 0.1", "--lr 0.0003"))
+    assert not (tmp_path / "run").exists()
+    ok("merge", *flags, *PARALLEL, "--sft-lr", "0.002")
+
+
 @pytest.mark.parametrize("weights", [("1", "1"), ("0", "0"), ("nan", "1")])
 def test_average_weights_must_sum_to_one(refused, family, tmp_path, weights):
     paths = family[0][:2]
@@ -150,8 +185,7 @@ def test_parallel_averaging_by_hand(ok, world, tmp_path, monkeypatch, sync_every
     questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
     examples = load_examples(BYTES, questions, template_for("gsm"), gold=False)
-    args = merge.argparse.Namespace(group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std",
-                                    prompts_per_batch=48)  # fmt: skip
+    args = settings(merge, *PARALLEL)
     sides = [tiny_model(7), tiny_model(7)]
     optimizers = [
         torch.optim.AdamW(m.parameters(), lr=r, weight_decay=0.0) for m, r in zip(sides, (0.002, 0.001), strict=True)
@@ -220,11 +254,7 @@ def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch
     questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
     examples = load_examples(BYTES, questions, template_for("gsm"), gold=False)
-    args = merge.argparse.Namespace(
-        group_size=4, max_new_tokens=12, temperature=1.0, seed=0, adv_norm="std", loss_norm="token", clip_low=0.2,
-        clip_high=0.2, dual_clip=3.0, kl_coef=0.0, micro_batch_size=64, updates_per_batch=1, grad_clip=0.5,
-        sft_loss_norm="token", out="x", prompts_per_batch=48,
-    )  # fmt: skip
+    args = settings(merge, *PARALLEL, "--out", "x")
     pairs = [examples[i] for i in merge.draw(len(examples), 5, 0, 1)]
     for combine in ("sum", "alternate"):
         flags = ("--steps", "1", "--stop", "eos", "--combine", combine)

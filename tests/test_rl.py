@@ -1,13 +1,15 @@
 """GRPO, with answers worked by hand, and a run that must learn.   pytest -q tests/test_rl.py"""
 
 import copy
+import dataclasses
 import math
-from argparse import Namespace
 
 import pytest
+import tiny
 import torch
 from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, write_ckpt, write_jsonl, write_world
 
+import train_rl
 from common import Device, make_optimizer
 from data.math_qa import load_questions, template_for
 from train_rl import (
@@ -26,13 +28,8 @@ CPU = Device(torch.device("cpu"), torch.float32)
 
 
 def settings(**changes):
-    args = dict(
-        group_size=3, max_new_tokens=8, temperature=1.0, updates_per_batch=1, loss_norm="token", adv_norm="std",
-        clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.0, micro_batch_size=64, grad_clip=0.0, out="runs/x",
-        lr=0.1, weight_decay=0.0, betas=[0.9, 0.999], seed=0, prompts_per_step=2,
-        prompts_per_batch=48,
-    )  # fmt: skip
-    return Namespace(**{**args, **changes})
+    small = dict(group_size=3, max_new_tokens=8, grad_clip=0.0, lr=0.1, weight_decay=0.0, prompts_per_step=2, out="x")
+    return tiny.settings(train_rl, **(small | changes))
 
 
 def hand_batch(rewards=(1, 0, 0, 0, 1, 1), group_size=3, seed=0):
@@ -308,6 +305,15 @@ def test_rollout_scores_and_centres(world):
     assert all(c[-1] == EOT for c in batch.completions) and batch.lengths.eq(11).all()
     cut = rollout(model, BYTES, questions, prompts, at, 0, settings(max_new_tokens=10), CPU)
     assert not cut.finished.any() and cut.rewards[:3].eq(1).all()  # truncated, yet right: \boxed{13} was whole
+
+
+def test_hits_count_right_answers_under_a_shaped_reward(world, monkeypatch):
+    """A fork gives 0.3 for any text, or 2 for a right one: the sum of rewards is no count of right answers."""
+    batch = hand_batch()
+    for rewards in (batch.rewards, 0.3 + batch.rewards, 2 * batch.rewards, -1 + batch.rewards):
+        shaped = dataclasses.replace(batch, rewards=rewards, texts=["#### 5", "#### 6", "no", " #### 5", "", "5"])
+        shaped.gold = ["5"] * 6
+        assert train_rl.rollout_metrics(shaped, 3)["reward/hits"] == 2
 
 
 def test_rollouts_of_two_steps_differ(world):

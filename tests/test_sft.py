@@ -1,11 +1,10 @@
 """SFT: response-only loss by hand, which examples are trained on, runs.   pytest -q tests/test_sft.py"""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
-from tiny import BYTES, EOT, load, read_jsonl, tiny_model
+from tiny import BYTES, EOT, load, read_jsonl, settings, tiny_model
 
 import train_sft
 from common import Device
@@ -14,10 +13,6 @@ from train_sft import load_examples, sft_gradient, sft_loss
 
 CPU = Device(torch.device("cpu"), torch.float32)
 EXAMPLES = [([EOT, 1, 2], [0, 0, EOT]), ([EOT], [5, EOT]), ([EOT, 9, 9, 9], [EOT]), ([EOT, 3], [7, 0, 8, 4, EOT])]
-
-
-def settings(**changes):
-    return Namespace(**({"sft_loss_norm": "token", "micro_batch_size": 64} | changes))
 
 
 def gradient(model):
@@ -49,7 +44,7 @@ def test_loss_by_hand():
 def test_only_the_response_is_trained_whatever_the_micro_batch(norm, denom, size):
     """End-of-text and tokens of the pad's id 0 count like any; 11 target tokens in all."""
     model = tiny_model(1)
-    stats = sft_gradient(model, EXAMPLES, settings(sft_loss_norm=norm, micro_batch_size=size), CPU)
+    stats = sft_gradient(model, EXAMPLES, settings(train_sft, sft_loss_norm=norm, micro_batch_size=size), CPU)
     got = gradient(model)
     loss, want = by_plain_logits(model, denom)
     assert stats["tokens"] == 11 and stats["loss"] == pytest.approx(loss, rel=1e-5) and want.norm() > 0.1

@@ -68,6 +68,13 @@ def write_ckpt(path: Path, model: GPT, **changes) -> Path:
     return Path(path)
 
 
+def settings(stage, *flags, **changes):
+    """A stage's settings by its own parser, so that a flag which a fork adds has its default here too."""
+    args = stage.parser().parse_args(list(map(str, flags)))
+    vars(args).update(changes)
+    return args
+
+
 def row(a: int, b: int, task: str = "gsm", style: str = "{a}+{b}={c}") -> dict:
     c = a + b
     solution = style.format(a=a, b=b, c=c) + f" #### {c}"
