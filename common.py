@@ -376,11 +376,16 @@ def provenance(script, device: "Device") -> dict:
     commit, dirty = git_commit()
     on_gpu = device.device.type == "cuda"
     return {
-        "commit": commit, "dirty": dirty, "source": source_hash(script), "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "device_used": str(device.device),
-        "gpu": torch.cuda.get_device_name(device.device) if on_gpu else None, "dtype_used": str(device.dtype),
+        "commit": commit,
+        "dirty": dirty,
+        "source": source_hash(script),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device_used": str(device.device),
+        "gpu": torch.cuda.get_device_name(device.device) if on_gpu else None,
+        "dtype_used": str(device.dtype),
         "threads_used": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 def writable_dir(path: Path) -> None:

@@ -438,15 +438,26 @@ class Run:
         file out of turn is called ckpt_{step:06d}_stopped.pt, and goes when the next one in turn is written."""
         due, start = self.due(step), self.start
         path = self.out / f"ckpt_{step:06d}{'' if due else STOPPED}.pt"
-        save_checkpoint(path, dict(
-            format=FORMAT, stage=self.stage, step=step, tokens=start.tokens,
-            model={k: v.detach().float().cpu() for k, v in model.state_dict().items()},
-            model_config=dict(vars(model.config)), tokenizer=start.tokenizer, optimizer=optimizer,
-            rng={"torch": torch.get_rng_state()},  # for forks: here every draw is a function of (seed, step)
-            data={"position": step, "identity": start.identity},
-            config=self.config, parent=start.parent, metrics=metrics, versions=self.config["versions"],
-        ))  # fmt: skip
+        ckpt = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "step": step,
+            "tokens": start.tokens,
+            "model": {k: v.detach().float().cpu() for k, v in model.state_dict().items()},
+            "model_config": dict(vars(model.config)),
+            "tokenizer": start.tokenizer,
+            "optimizer": optimizer,
+            "rng": {"torch": torch.get_rng_state()},  # for forks: here every draw is a function of (seed, step)
+            "data": {"position": step, "identity": start.identity},
+            "config": self.config,
+            "parent": start.parent,
+            "metrics": metrics,
+            "versions": self.config["versions"],
+        }
+        save_checkpoint(path, ckpt)
         print(f"saved {path}", flush=True)
+        if step == self.args.steps:
+            print(f"its curves: python -m study.plot {self.out} --out {self.out / 'curves.png'}", flush=True)
         for old in self.out.glob(f"ckpt_*{STOPPED}.pt") if due else ():
             old.unlink()
         if self.stopping and step < self.args.steps:

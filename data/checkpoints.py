@@ -20,11 +20,10 @@ import torch
 from data.files import UserError, replacing
 
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
+BIG = 500_000_000  # bytes, read in more than a moment
 MAYBE = (dict, type(None))
-KINDS = dict(
-    format=int, stage=str, step=int, tokens=int, model=dict, model_config=dict, tokenizer=dict, optimizer=MAYBE,
-    rng=dict, data=dict, config=dict, parent=MAYBE, metrics=dict, versions=dict,
-)  # fmt: skip
+KINDS = dict(format=int, stage=str, step=int, tokens=int, model=dict, model_config=dict, tokenizer=dict)
+KINDS |= dict(optimizer=MAYBE, rng=dict, data=dict, config=dict, parent=MAYBE, metrics=dict, versions=dict)
 CHECKPOINT_KEYS = list(KINDS)
 PARENT = dict(file=str, stage=str, step=int, tokens=int, hash=str)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of every weight
@@ -68,6 +67,8 @@ def load_checkpoint(path: str | Path) -> dict:
     and every weight a finite float."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; give a ckpt_*.pt file that a training stage wrote")
+    if (size := Path(path).stat().st_size) > BIG:
+        print(f"reading {path}, {size / 1e9:.1f} GB", flush=True)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):

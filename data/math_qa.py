@@ -34,7 +34,7 @@ import tiktoken
 import torch
 
 from common import UserError, run
-from data.files import read_jsonl, read_rows
+from data.files import counted, read_jsonl, read_rows
 from data.grading import (
     answers_equal,
     boxed_answer,
@@ -267,7 +267,7 @@ def _read_questions(path: Path, task: str) -> list[Question]:
     another gold answer than the problem's first) are left out and counted, if there are no more than ODD_ROWS."""
     questions: dict[str, Question] = {}
     rows, refused, odd = 0, 0, []
-    for where, row in read_rows(path, odd):
+    for where, row in counted(read_rows(path, odd), f"reading {path.name}: rows"):
         rows += 1
         try:
             problem, solution, gold, source = _read_row(row, where)

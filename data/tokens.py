@@ -26,7 +26,7 @@ import tiktoken
 import torch
 
 from common import UserError, run
-from data.files import field, inside, open_bytes, read_json, read_rows, suffix, write_json
+from data.files import counted, field, inside, open_bytes, read_json, read_rows, suffix, write_json
 from data.math_qa import format_prompt, format_target, load_questions, template_for
 from data.tokenizer import load_tokenizer, save_ranks, tokenizer_id
 
@@ -329,7 +329,7 @@ def prepare(
         entries = {}
         for name, documents in sources.items():
             writer = TokenWriter(out / name, enc)
-            for text in documents:
+            for text in counted(documents, f"tokenizing {name}: documents"):
                 held_out = _hash64(f"{seed}:{text}") < val_fraction * 2**64
                 (val if held_out else writer).add(text)
             entries[name] = writer.close()

@@ -52,7 +52,9 @@ def test_run_learns_and_saves_log_spaced(ok, world, tmp_path):
     out = tmp_path / "run"
     shown = ok("train_pretrain", "--data", world, "--out", out, *TINY).out
     assert sorted(p.name for p in out.glob("*.pt")) == [f"ckpt_{s:06d}.pt" for s in (1, 2, 3, 4, 6, 8, 10, 12)]
-    assert "| 12 steps, checkpoints at 1 2 3 4 6 8 10 12\n" in shown  # 12 and its halves, and a sixth of it: said before it starts
+    assert (
+        "| 12 steps, checkpoints at 1 2 3 4 6 8 10 12\n" in shown
+    )  # 12 and its halves, and a sixth of it: said before it starts
     rows = read_jsonl(out / "metrics.jsonl")
     assert [r["step"] for r in rows] == list(range(1, 13)) and [r["train/tokens"] for r in rows] == list(
         range(128, 1537, 128)

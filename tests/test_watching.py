@@ -3,10 +3,13 @@
 import json
 
 import pytest
-from tiny import assert_same, bigram_model, chain_table, load, read_jsonl, write_ckpt, write_jsonl, write_world
+from tiny import BYTES, assert_same, bigram_model, chain_table, load, read_jsonl, write_ckpt, write_jsonl, write_world
 
 import stage as stages
+from data.checkpoints import load_checkpoint
 from data.files import counted
+from data.math_qa import load_questions
+from data.tokens import prepare
 from model import GPT
 
 RL = "--prompts-per-step 2 --group-size 4 --max-new-tokens 14 --lr 0.02 --warmup-steps 0".split()
@@ -185,7 +188,28 @@ def test_the_head_says_what_runs_where(ok, guesses, tmp_path):
         assert shown[1] == f"model 0.44M parameters | {init} | train_pretrain step 3, 0.00M pre-training tokens"
         assert shown[2] == f"run folder {tmp_path / name} | 4 steps, checkpoints at 3 4"
         assert shown[3].startswith(questions), shown[3]
+        assert f"its curves: python -m study.plot {tmp_path / name} --out {tmp_path / name}/curves.png" in shown
     small = "--block-size 32 --batch-tokens 64 --steps 3 --save-at 2 --eval-tokens 64".split()
     shown = ok("train_pretrain", "--data", data, *small, "--out", tmp_path / "base").out.splitlines()
     assert shown[1] == f"run folder {tmp_path / 'base'} | 3 steps, checkpoints at 2 3"
     assert "| 2 rows x 32 = 64 tokens a step |" in shown[2]
+
+
+def test_a_large_checkpoint_is_named_before_it_is_read(guesses, monkeypatch, capsys):
+    _, init = guesses
+    load_checkpoint(init)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr("data.checkpoints.BIG", 1000)
+    load_checkpoint(init)
+    assert capsys.readouterr().out == f"reading {init}, 0.0 GB\n"
+
+
+def test_slow_reading_and_tokenizing_are_counted(guesses, monkeypatch, capsys, tmp_path):
+    data, _ = guesses
+    clock = iter(range(0, 10_000, 6))
+    monkeypatch.setattr("data.files.time.time", lambda: next(clock))
+    load_questions(data, "gsm", "train")
+    assert "reading train.jsonl: rows 1\n" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("A line of text.\n" * 5000)
+    prepare([tmp_path / "text.txt"], tmp_path / "out", BYTES, block_size=16, val_fraction=0.5)
+    assert "tokenizing general.bin: documents 1\n" in capsys.readouterr().out
