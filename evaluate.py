@@ -26,18 +26,27 @@ from data.math_qa import (
     StopStrings,
     encode_prompts,
     extract_answer,
-    few_shot_prefix,
+    few_shot_prefixes,
     format_prompt,
     guess_floor,
     load_questions,
     reward,
     template_for,
 )
-from data.pass_at_k import TEMPERATURE, TOP_P, pass_at_k, score_questions
+from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, score_questions
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
-from stage import WORLD, add_system_args, check_numbers, describe_model, need_flags, parent_of, world_if_absent
+from stage import (
+    STRICT_LENGTH,
+    WORLD,
+    add_system_args,
+    check_numbers,
+    describe_model,
+    need_flags,
+    parent_of,
+    world_if_absent,
+)
 
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
@@ -54,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", help=tasks)
     add("--split", default="test", choices=["train", "val", "test"], help="of the questions; benchmarks have one")
     add("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
+    add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     add = p.add_argument_group("Sampling").add_argument
     add("--k", type=int, nargs="+", default=[1, 8, 32], help="of pass@k, at most --n-samples")
@@ -101,18 +111,18 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
     template = template_for(args.template or task)
     train = load_questions(args.data, task, "train") if task != "svamp" else []
     exemplars = load_questions(args.data, args.shot_task, "train") if args.shot_task else train
-    shots = few_shot_prefix(exemplars, args.n_shot, args.shot_seed, template) if args.n_shot else ""
+    shots = few_shot_prefixes(questions, exemplars, args.n_shot, args.shot_seed, template) if args.n_shot else ""
     prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
-    longest = len(prefix) + max(map(len, prompts))
-    if longest + args.max_new_tokens > block_size:
-        what = f"prompt of {longest} tokens + --max-new-tokens {args.max_new_tokens}"
-        raise UserError(f"{task}: {what} exceeds the context of {block_size}; lower --n-shot or --max-new-tokens")
-    return dict(questions=questions, train=train, prefix=prefix, prompts=prompts, template=template)
+    rows, what = [prefix + prompt for prompt in prompts], f"{task} questions"
+    kept = fitting(rows, args.max_new_tokens, block_size, what, args.strict_length, LEFT_OUT)
+    too_long = [questions[i].qid for i in sorted({*range(len(questions))} - {*kept})]
+    questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
+    return dict(questions=questions, train=train, prefix=prefix, prompts=prompts, template=template, too_long=too_long)
 
 
 def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict, list[dict]]:
     """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
-    questions, train, prefix, prompts, template = files.values()
+    questions, train, prefix, prompts, template, too_long = files.values()
     sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
     sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix)
     stop, rows, samples, began = StopStrings(enc, template.stops), [], [], time.time()
@@ -129,7 +139,7 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
         if len(rows) % args.prompts_per_batch == 0 or len(rows) == len(questions):
             left = (time.time() - began) / len(rows) * (len(questions) - len(rows))
             print(f"{task} {len(rows)}/{len(questions)} questions | {left:.0f} s left", flush=True)
-    return summary(rows, train, args.k), samples
+    return {**summary(rows, train, args.k), "too_long": too_long}, samples
 
 
 def summary(rows: list[dict], train: list, ks: list[int]) -> dict:
@@ -194,6 +204,9 @@ def print_table(results: dict, args) -> None:
         for scoring in ("flexible", "strict"):
             shown = "".join(f"{percent(**r[scoring][f'pass@{k}']):>16}" for k in args.k)
             print(f"{task:<10}{scoring:<10}{shown}{100 * r['format_rate']:>8.1f}%")
+        if out := len(r["too_long"]):
+            total = r["n_questions"] + out
+            print(f"{task:<10}over {r['n_questions']} of {total} questions: {out} do not fit the context")
         if r["guess_floor"]:
             print(f"{task:<10}{'floor':<10}" + "".join(f"{100 * r['guess_floor'][str(k)]:>16.1f}" for k in args.k))
     if results["benchmarks"]:

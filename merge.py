@@ -43,8 +43,7 @@ from common import (
 )
 from data.checkpoints import restore_optimizer
 from data.math_qa import draw, template_for
-from data.pass_at_k import VALIDATION_SHOWN, Validation
-from model import check_context
+from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from stage import Run, add_system_args, add_training_args, given_flags, load_start, parent_of, parse, weights_hash
 from train_rl import (
     add_rl_args,
@@ -58,7 +57,7 @@ from train_rl import (
     samples_to_read,
     stop_strings,
 )
-from train_sft import add_sft_args, load_examples, sft_gradient
+from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradient
 
 PAPER = dict(lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512)
 PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=8)
@@ -203,8 +202,9 @@ def train(args, ckpt: dict | None) -> None:
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
     prompts = question_prompts(enc, questions, template)
     examples = load_examples(enc, questions, template, args.gold)
-    check_context(prompts, args.max_new_tokens, rl_side.config.block_size)
-    check_context([prompt + target for prompt, target in examples], 0, rl_side.config.block_size)
+    examples = fitting_examples(examples, rl_side.config.block_size, args.strict_length)
+    kept = fitting(prompts, args.max_new_tokens, rl_side.config.block_size, "questions", args.strict_length)
+    questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
     stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
     if ckpt:

@@ -37,6 +37,7 @@ from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
 
 WORLD = "data/world"  # the default of --data
+STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"
 PATHS = ("data", "init", "by")  # settings that name what a run reads
 STOPPED = "_stopped"  # ends the name of a checkpoint that a signal asked for
 COUNTS = """steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size
@@ -77,6 +78,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
         add("--init", metavar="CKPT", help="start a new run from these weights")
         add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
         add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
+        add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     last = "go on with the run that wrote this file, or with a run folder's last one, under its own settings"
     add("--resume", metavar="CKPT|DIR", help=last)
     if not pretrain:

@@ -41,9 +41,8 @@ from common import (
 from data.checkpoints import restore_optimizer
 from data.files import counted
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
-from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, sample_row, sample_texts
+from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.tokenizer import decode
-from model import check_context
 from stage import Run, add_system_args, add_training_args, load_start, parse, weights_hash
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
@@ -367,7 +366,8 @@ def main():
     model, enc, questions, start = load_start(args, ckpt, device, choose if args.only else None)
     template = template_for(args.task)
     prompts = question_prompts(enc, questions, template)
-    check_context(prompts, args.max_new_tokens, model.config.block_size)
+    kept = fitting(prompts, args.max_new_tokens, model.config.block_size, "questions", args.strict_length)
+    questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
     stop = stop_strings(args, enc, template)
     validation = Validation(args, enc, model, device)
     ref = reference_model(model, args, ckpt, start)

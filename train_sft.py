@@ -24,8 +24,7 @@ from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, 
 from data.checkpoints import restore_optimizer
 from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
-from data.pass_at_k import VALIDATION_SHOWN, Validation
-from model import check_context
+from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from stage import Run, add_system_args, add_training_args, load_start, parse
 
 PRESETS = {
@@ -83,6 +82,14 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
     ]
 
 
+def fitting_examples(examples: list, block_size: int, strict: bool) -> list:
+    """Those that fit the context; `fitting` tells of the others."""
+    if not examples:
+        raise UserError("the questions have no solutions, which SFT needs; give a file with solutions, or train_rl.py")
+    rows = [prompt + target for prompt, target in examples]
+    return [examples[i] for i in fitting(rows, 0, block_size, "examples", strict)]
+
+
 def sft_loss(logprobs, mask, denom) -> torch.Tensor:
     """logprobs, mask (B, T), mask 1 on target tokens; denom: target tokens of the WHOLE step, not of this
     micro-batch."""
@@ -111,7 +118,7 @@ def main():
     device = setup(args)
     model, enc, questions, start = load_start(args, ckpt, device)
     examples = load_examples(enc, questions, template_for(args.task), args.gold)
-    check_context([prompt + target for prompt, target in examples], 0, model.config.block_size)
+    examples = fitting_examples(examples, model.config.block_size, args.strict_length)
     if args.epochs and not ckpt:
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
     validation = Validation(args, enc, model, device, needed=args.sample_every > 0)

@@ -132,31 +132,58 @@ def format_target(question: Question, solution: str, template: Template) -> str:
     return template.target.format(solution=solution)
 
 
-def few_shot_prefix(train_questions: Sequence[Question], n_shot: int, seed: int, template: Template) -> str:
-    """`n_shot` worked exemplars drawn once with `seed`, the same for every question; goes before `format_prompt`."""
+def few_shot_prefix(
+    train_questions: Sequence[Question], n_shot: int, seed: int, template: Template, tested: str | None = None
+) -> str:
+    """`n_shot` worked exemplars drawn once with `seed`, the same for every question; goes before `format_prompt`. The
+    problem that is `tested` never stands among them: another takes its place."""
     worked = [q for q in train_questions if q.solutions]
     if not 0 <= n_shot <= len(worked):
         what = f"the train split has {len(worked)} questions with solutions"
         raise UserError(f"--n-shot {n_shot}: {what}; ask for 0 to that many")
     chosen = random.Random(seed).sample(worked, n_shot)
+    if any(q.problem == tested for q in chosen):
+        shown = {q.problem for q in chosen}
+        others = [q for q in worked if q.problem not in shown]
+        if not others:
+            what = f"the train split has {len(worked)} questions, and the tested one is no exemplar of its own"
+            raise UserError(f"--n-shot {n_shot}: {what}; lower it")
+        other = random.Random(f"{seed}:{tested}").choice(others)
+        chosen = [other if q.problem == tested else q for q in chosen]
     exemplars = (format_prompt(q, template) + format_target(q, q.solutions[0], template) for q in chosen)
     return "".join(text + template.shot_separator for text in exemplars)
 
 
+def few_shot_prefixes(
+    questions: Sequence[Question], train_questions: Sequence[Question], n_shot: int, seed: int, template: Template
+) -> list[str]:
+    """The prefix of each question: the same for all, but for those that stand in it."""
+    common = few_shot_prefix(train_questions, n_shot, seed, template)
+    return [
+        few_shot_prefix(train_questions, n_shot, seed, template, tested=q.problem)
+        if format_prompt(q, template) in common
+        else common
+        for q in questions
+    ]
+
+
 def encode_prompts(
-    enc: tiktoken.Encoding, prompts: Sequence[str], prefix: str = ""
+    enc: tiktoken.Encoding, prompts: Sequence[str], prefix: str | Sequence[str] = ""
 ) -> tuple[list[int], list[list[int]]]:
     """Ids of end-of-text + prefix + prompt for each prompt, split into the part that all share and the rest of each.
+    `prefix`: of all, or one for each.
 
     Whole texts are encoded, since a token may span the seam; then the longest common beginning that leaves every row
     a token is parted off, for `generate(prefix=..)`. One prompt, or an empty prefix, shares the end-of-text only.
     """
-    rows = [[enc.eot_token, *ids] for ids in enc.encode_ordinary_batch([prefix + p for p in prompts], num_threads=1)]
+    prefixes = [prefix] * len(prompts) if isinstance(prefix, str) else prefix
+    texts = [before + prompt for before, prompt in zip(prefixes, prompts, strict=True)]
+    rows = [[enc.eot_token, *ids] for ids in enc.encode_ordinary_batch(texts, num_threads=1)]
     if not rows:
         return [enc.eot_token], []
     shared = 1
-    if prefix:
-        limit = min(min(map(len, rows)) - 1, 1 + len(enc.encode_ordinary(prefix)))
+    if common := os.path.commonprefix(list(set(prefixes))):
+        limit = min(min(map(len, rows)) - 1, 1 + len(enc.encode_ordinary(common)))
         while shared < limit and all(row[shared] == rows[0][shared] for row in rows):
             shared += 1
     return rows[0][:shared], [row[shared:] for row in rows]

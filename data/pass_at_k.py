@@ -4,12 +4,10 @@ training and evaluation all come through here, so that they read a completion al
 pass@k (Chen et al. 2021, eq. 1), n samples of which c are right, unbiased:  1 - C(n - c, k) / C(n, k).
 """
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-from data.files import UserError
+from data.files import UserError, field, read_json
 from data.math_qa import (
     Question,
     StopStrings,
@@ -25,6 +23,7 @@ from data.tokenizer import decode
 from model import check_context
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # the paper's, of evaluation; rollouts have their own
+LEFT_OUT = 0.05  # share of the questions of a score that may be too long for the context and are then left out
 SPLITS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125)}  # share of right samples: the paper's 16 to 64, at most 8 of 64
 VALIDATION_SHOWN = {"pass@1": "eval/pass@1:.1%", "format": "eval/format:.0%"}  # on the console line of a stage
 
@@ -35,6 +34,22 @@ def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
     if not 1 <= k <= n_samples or not 0 <= n_correct <= n_samples:
         raise UserError(f"pass@{k} of {n_correct} right among {n_samples} samples: needs 1 <= k <= n and 0 <= c <= n")
     return 1.0 - math.prod((n_samples - n_correct - i) / (n_samples - i) for i in range(k))
+
+
+def fitting(rows, new_tokens: int, block_size: int, what: str, strict: bool, most: float = 1.0) -> list[int]:
+    """Places of those `rows` (ids) that fit the context with `new_tokens` more. The others are left out and counted in
+    a note. UserError if there are any and `strict`, if they are more than the share `most`, or if nothing fits."""
+    kept = [place for place, row in enumerate(rows) if len(row) + new_tokens <= block_size]
+    if strict or not kept:
+        check_context(rows, new_tokens, block_size)
+    if out := len(rows) - len(kept):
+        first = min(set(range(len(rows))) - set(kept)) + 1
+        count = f"{out:,} of {len(rows):,} {what} do not fit the context of {block_size} (the first: number {first})"
+        if out > most * len(rows):
+            mend = "lower --n-shot or --max-new-tokens, or pre-train with a longer --block-size"
+            raise UserError(f"{count}, and at most {most:.0%} may be left out of a score; {mend}")
+        print(f"note: {count}: left out; --strict-length refuses them", flush=True)
+    return kept
 
 
 def sample_texts(model, enc, prompts, stop: StopStrings | None, device, *, together: int, **settings) -> Iterator:
@@ -74,19 +89,27 @@ def score_questions(model, enc, questions: list[Question], prompts, stop, device
 
 def choose(questions: list[Question], args) -> list[Question]:
     """Those of `questions` that the model of `--by` got right (strict) in a share of its samples that fits `--only`."""
-    try:
-        found = json.loads(Path(args.by).read_text())
-        split, found = found["settings"]["split"], found["questions"][args.task]["questions"]
-        right = {qid: c / n for qid, c, n in zip(found["qid"], found["strict"], found["n"], strict=True)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"--by {args.by} holds no counts of {args.task} ({error!r})"
-        raise UserError(f"{what}; give evaluate.py's JSON") from error
+    mend = "give the JSON of `evaluate.py --split train --temperature 1`"
+    found = read_json(args.by, "evaluation", mend=mend)
+    settings = field(found, "settings", dict, args.by, mend)
+    split = field(settings, "split", str, args.by, mend)
     if split != "train":
-        raise UserError(f"--by {args.by} counts {split} questions; give `evaluate.py --split train`'s JSON")
+        raise UserError(f"--by {args.by} counts {split} questions; {mend}")
+    if shots := field(settings, "n_shot", int, args.by, mend):
+        raise UserError(f"--by {args.by} was sampled with {shots} exemplars, and RL trains without; {mend}")
+    if not field(settings, "temperature", float, args.by, mend):
+        raise UserError(f"--by {args.by} is greedy: one answer tells no share of right ones; {mend}")
+    task = field(field(found, "questions", dict, args.by, mend), args.task, dict, args.by, mend)
+    counts = field(task, "questions", dict, args.by, mend)
+    qids, right, n = (field(counts, key, list, args.by, mend) for key in ("qid", "strict", "n"))
+    whole = len(qids) == len(right) == len(n) and all(isinstance(qid, str) for qid in qids)
+    if not whole or not all(type(c) is type(k) is int and 0 <= c <= k > 0 for c, k in zip(right, n, strict=True)):
+        raise UserError(f"--by {args.by} holds no whole counts of {args.task}; {mend}")
+    share = {qid: c / k for qid, c, k in zip(qids, right, n, strict=True)}
     low, high = SPLITS[args.only]
-    chosen = [q for q in questions if low <= right.get(q.qid, -1.0) <= high]
+    chosen = [q for q in questions if low <= share.get(q.qid, -1.0) <= high]
     if not chosen:
-        raise UserError(f"{args.by}: none of its {len(right)} questions is {args.only}; sample more questions")
+        raise UserError(f"{args.by}: none of its {len(share)} questions is {args.only}; sample more questions")
     return chosen
 
 
@@ -108,7 +131,9 @@ class Validation:
         self.template = template_for(args.task)
         self.questions = load_questions(args.data, args.task, "val")[: args.eval_questions]
         prefix, self.prompts = encode_prompts(enc, [format_prompt(q, self.template) for q in self.questions])
-        check_context([prefix + p for p in self.prompts], args.max_new_tokens, model.config.block_size)
+        rows, block_size = [prefix + prompt for prompt in self.prompts], model.config.block_size
+        kept = fitting(rows, args.max_new_tokens, block_size, "validation questions", args.strict_length, LEFT_OUT)
+        self.questions, self.prompts = [self.questions[i] for i in kept], [self.prompts[i] for i in kept]
         print(f"validation: one completion of each of {len(self.questions)} questions", flush=True)
         self.sampling = dict(prefix=prefix, n_samples=1, temperature=TEMPERATURE, top_p=TOP_P, seed=args.seed)
         self.sampling |= dict(max_new_tokens=args.max_new_tokens, together=64)

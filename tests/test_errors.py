@@ -134,14 +134,15 @@ def test_evaluation_reads_every_file_before_it_samples(stage, own_world, base, t
 
 
 def test_prompt_over_the_context(refused, world, base, tmp_path):
-    """96 tokens: the longest prompt, end-of-text and `Q: 11+3?` newline `A:`, is 12."""
+    """96 tokens: the longest prompt, end-of-text and `Q: 11+3?` newline `A:`, is 12. Refused where nothing fits, more
+    than a twentieth of a score would be left out, or on request."""
     flags = ("--data", world, "--out", tmp_path / "run")
     for name in ("train_rl", "merge"):
-        given = (*STAGES[name], "--max-new-tokens", "85")
+        given = (*STAGES[name], "--max-new-tokens", "85", "--strict-length")
         refused(name, "--init", base, *flags, *given, words=("12 tokens + 85 new tokens", "96"))
     given = ("--data", world, "--tasks", "gsm", "--out", tmp_path / "r.json", "--max-new-tokens")
     refused("evaluate", "--ckpt", base, *given, "85", words=("12 tokens", "85", "96"))
-    refused("evaluate", "--ckpt", base, *given, "40", "--n-shot", "3", words=("--n-shot",))
+    refused("evaluate", "--ckpt", base, *given, "40", "--n-shot", "3", words=("context of 96",))
     short = write_ckpt(tmp_path / "short.pt", tiny_model(block_size=24))
     refused("train_sft", "--init", short, *flags, *SFT, words=("24",))
     assert not list(tmp_path.glob("run/*.pt"))

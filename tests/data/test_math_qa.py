@@ -16,6 +16,7 @@ from data.math_qa import (
     cut,
     encode_prompts,
     few_shot_prefix,
+    few_shot_prefixes,
     format_prompt,
     format_target,
     guess_floor,
@@ -82,6 +83,23 @@ def test_a_run_on_completion_is_cut_to_its_own_answer(name):
     prompt, rest = format_prompt(TRAIN[0], template), few_shot_prefix(TRAIN[:1], 1, 0, template) + shots
     completion = cut(rest.removeprefix(prompt), template.stops)  # what a model trained on worksheets goes on to write
     assert reward(completion, TRAIN[0].answer) == 1.0 and reward_flexible(completion, TRAIN[0].answer) == 1.0
+
+
+def test_the_tested_problem_is_no_exemplar_of_its_own():
+    world, common = template_for("gsm"), few_shot_prefix(TRAIN, 3, 7, template_for("gsm"))
+    for q, prefix in zip(TRAIN, few_shot_prefixes(TRAIN, TRAIN, 3, 7, world), strict=True):
+        assert format_prompt(q, world) not in prefix and prefix.count("Q:") == 3
+        assert (prefix == common) == (format_prompt(q, world) not in common)
+    with pytest.raises(UserError, match="no exemplar of its own"):
+        few_shot_prefix(TRAIN[:3], 3, 7, world, tested=TRAIN[0].problem)
+
+
+def test_prefixes_of_each_prompt_are_encoded_whole():
+    prefixes, prompts = ["Q: 1?\nA: #### 1\n", "Q: 1?\nA: #### 2\n"], ["Q: 2?\nA:", "Q: 1?\nA:"]
+    shared, rows = encode_prompts(BYTES, prompts, prefixes)
+    texts = [BYTES.decode(shared + row) for row in rows]
+    assert texts == ["<|endoftext|>" + a + b for a, b in zip(prefixes, prompts, strict=True)]
+    assert BYTES.decode(shared) == "<|endoftext|>Q: 1?\nA: #### "
 
 
 def test_unknown_task():
