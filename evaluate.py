@@ -37,6 +37,7 @@ from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, sco
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
+from sample import check_draw
 from stage import (
     STRICT_LENGTH,
     WORLD,
@@ -87,9 +88,7 @@ def parse_args():
     if args.ckpt is None:
         raise UserError("--ckpt is missing: give the checkpoint to score, a ckpt_*.pt file that a training stage wrote")
     check_numbers(args)
-    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
-        given = f"--temperature {args.temperature:g} --top-p {args.top_p:g}"
-        raise UserError(f"{given}: give a temperature of at least 0 and a top-p above 0, at most 1")
+    check_draw(args.temperature, args.top_p)
     if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
     k, n = max(args.k), args.n_samples

@@ -9,15 +9,19 @@ Sampling is training's forward pass, model.hidden, with an attention that reads 
         let the blocks read the tokens of those that go on            Unfinished.step
 
 P prompts, G samples of a prompt, N = P * G completions, R of them unfinished; other shapes as in model.py.
+
+    python sample.py --ckpt checkpoints/world_base.pt --prompt "The home of Sue is"
+    python sample.py --ckpt checkpoints/world_base.pt --template world --interactive
 """
 
 import contextlib
+import importlib
 import math
 from dataclasses import dataclass
 
 import torch
 
-from common import UserError
+from common import UserError, run
 from kernels.attention import attention
 from kernels.decode import decode_attention, prefix_tail_attention_torch
 from kernels.dispatch import to_autocast
@@ -329,7 +333,7 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 # --------------------------------------------------------------------------------------------------- what is refused
 def check_request(model, prompts, prefix, max_new_tokens, temperature, top_p, return_logprobs) -> None:
-    """UserError for what `generate` cannot do. The least temperature is one that keeps logits / temperature finite."""
+    """UserError for what `generate` cannot do."""
     V, limit = model.config.vocab_size, model.config.block_size
     if not prompts or not all(prompts):
         raise UserError("a prompt without tokens cannot be continued; give each at least one, for instance end-of-text")
@@ -339,11 +343,16 @@ def check_request(model, prompts, prefix, max_new_tokens, temperature, top_p, re
     if n + max_new_tokens > limit:
         what = f"prompt of {n} tokens + {max_new_tokens} new tokens"
         raise UserError(f"{what} exceeds the context of {limit}; shorten one")
-    if not (temperature == 0 or 1e-6 <= temperature < math.inf) or not 0 < top_p <= 1:
-        got = f"temperature {temperature:g} and top-p {top_p:g}"
-        raise UserError(f"{got}: give a temperature of 0 (greedy) or at least 1e-6, and a top-p above 0, at most 1")
+    check_draw(temperature, top_p)
     if return_logprobs and (top_p < 1 or temperature == 0):
         raise UserError("log-probs of samples need the full distribution; use temperature > 0 and top_p 1")
+
+
+def check_draw(temperature: float, top_p: float) -> None:
+    """The least temperature is one that keeps logits / temperature finite."""
+    if not (temperature == 0 or 1e-6 <= temperature < math.inf) or not 0 < top_p <= 1:
+        given = f"--temperature {temperature:g} --top-p {top_p:g}"
+        raise UserError(f"{given}: give a temperature of 0 (greedy) or at least 1e-6, and a top-p above 0, at most 1")
 
 
 def check_logits(logits: torch.Tensor) -> None:
@@ -398,3 +407,14 @@ def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     scores[real], wrong[real] = token_logprobs(logits, targets), logits.argmax(-1) != targets
     found = list(zip(scores.cpu().double().sum(1).tolist(), (~wrong.any(1)).tolist(), strict=True))
     return [found[i * group : i * group + len(item)] for i, item in enumerate(choices)]
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+def main() -> None:
+    """The command line lies in tools/complete.py: it loads a model, and model.py imports this file. Looked up by name,
+    it is no part of the code that a training run is made of (common.source_files)."""
+    importlib.import_module("tools.complete").main()
+
+
+if __name__ == "__main__":
+    run(main)
