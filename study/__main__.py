@@ -10,12 +10,15 @@ code are moved to DIR/other_code and made again.
     python -m study --preset laptop --out runs/laptop      # the whole grid, one seed: runs/laptop/report.md
     python -m study --preset lab --out runs/lab            # seeds and controls (docs/analysis_plan.md): hours
     python -m study --preset lab --plan                    # print the runs and the estimated time, run nothing
+
+Ablations of a stage over seeds, beside a baseline and with intervals: python -m study --compare, see study/compare.py.
 """
 
 import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -52,24 +55,36 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def begin() -> tuple[argparse.Namespace, Plan]:
-    """The command line, and the first line that the study prints."""
+def begin() -> Callable[[], None]:
+    """Read the command line and print the study's first line; what comes back does the work, and loads torch."""
     sys.stdout.reconfigure(errors="backslashreplace")
+    if any(word.split("=")[0] == "--compare" for word in sys.argv[1:]):
+        return compare
     args = parse_args()
     plan, jobs = make_plan(args.preset, args.seed), args.jobs or cores()
     time = minutes(sum(task.cost for task in plan.tasks) / jobs)
     place = args.out.relative_to(Path.cwd()) if args.out.is_relative_to(Path.cwd()) else args.out
     print(f"study {args.preset}, first seed {args.seed}: {len(plan.tasks)} runs in {place}", end="")
     print(f", about {time} from nothing, {jobs} side by side", flush=True)
-    return args, plan
+    return partial(study, args, plan)
 
 
 def study(args: argparse.Namespace, plan: Plan) -> None:
-    try:
-        from study.session import Session
+    from study.session import Study
 
-        session = Session(args, plan)
-        session.print_plan() if args.plan else session.report() if args.report_only else session.run()
+    made = Study(args, plan)
+    made.print_plan() if args.plan else made.report() if args.report_only else made.run()
+
+
+def compare() -> None:
+    from study.compare import main
+
+    main()
+
+
+def carry_out(work: Callable[[], None]) -> None:
+    try:
+        work()
     except KeyboardInterrupt as stopped:
         print(f"stopped; to go on: python -m study {shlex.join(sys.argv[1:])}", file=sys.stderr)
         sys.exit(128 + signal.Signals[str(stopped) or "SIGINT"])
@@ -84,4 +99,4 @@ if __name__ == "__main__":
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    run(partial(study, *begun))
+    run(partial(carry_out, begun))

@@ -9,11 +9,14 @@ script imports, without comments and layout), and a run of other code than today
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import shutil
+import sys
 import zipfile
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from common import source_hash
 from data.files import UserError, read_json, read_jsonl
@@ -25,9 +28,22 @@ WATCHING = ("data", "out", "eval_every", "eval_tokens")  # settings that change 
 
 
 @cache
+def load_script(script: str) -> ModuleType:
+    """The module of a stage. A fork that lies elsewhere is loaded from its file, as Python would run it."""
+    if "/" not in script:
+        return importlib.import_module(script.removesuffix(".py"))
+    path = HERE / script
+    sys.path.append(str(path.parent))  # for what it imports from its own folder
+    spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
 def settings(script: str, flags: tuple[str, ...]) -> dict:
     """What differs from the script's defaults on this command line."""
-    parser = importlib.import_module(script.removesuffix(".py")).parser()
+    parser = load_script(script).parser()
     given = vars(parser.parse_args(flags))
     return {name: value for name, value in given.items() if value != parser.get_default(name)}
 

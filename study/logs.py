@@ -15,7 +15,7 @@ STAGES = {"combine": "merge", "adv_norm": "rl", "batch_tokens": "pretrain", "bat
 # Settings that change no number of a run, or only its rounding, and what made it (stage.Run): its code alone counts.
 NOT_COMPARED = """out resume seed save_every save_at eval_every eval_tokens eval_questions sample_every micro_batch_size
 prompts_per_batch device kernels threads commit dirty versions date device_used gpu dtype_used threads_used
-earlier""".split()
+paths earlier""".split()
 
 
 # ------------------------------------------------------------------------------------------------- what a folder holds

@@ -90,6 +90,8 @@ def step_axis(ax, drawn: list[np.ndarray], note: str = "") -> None:
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.set_xlim(-0.2 if min(map(min, drawn)) == 0 else 0.9, 1.4 * max(lasts))
+    else:
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("step" + note)
 
 
@@ -112,10 +114,17 @@ def draw_scores(ax, groups: dict[str, list[Log]], asked: list[Asked], name: str)
         mean = values.mean(0)
         bars = [mean - values.min(0), values.max(0) - mean] if len(values) > 1 else None
         ax.errorbar(steps + 0.01 * last * np.array(apart), mean, bars, **looks(i), lw=1.4, marker="o", ms=4, capsize=2)
-    low, high = ax.get_ylim()
-    if high - low < 4:  # points: the axis must not make much of little
-        ax.set_ylim((low + high) / 2 - 2, (low + high) / 2 + 2)
+    at_least(ax, "y", 4)  # points: the axis must not make much of little
+    ax.set_ylim(bottom=max(-1, ax.get_ylim()[0]))
     step_axis(ax, [steps for steps, _ in points.values()])
+
+
+def at_least(ax, axis: str, span: float) -> None:
+    """Widen an axis to this span, if it is less."""
+    low, high = getattr(ax, f"get_{axis}lim")()
+    more = (span - abs(high - low)) / 2
+    if more > 0:
+        getattr(ax, f"set_{axis}lim")(low - more, high + more)
 
 
 def choose_asked(logs: list[Log]) -> Asked | None:

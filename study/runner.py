@@ -100,6 +100,7 @@ class Runner:
             out.write(f"$ {shlex.join(command)}\n")
             out.flush()
             env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+            env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])  # for forks
             return subprocess.Popen(
                 [sys.executable, *command[1:]],
                 stdin=subprocess.DEVNULL,

@@ -18,30 +18,24 @@ NAMED = 6  # runs named in a line
 
 
 class Session:
-    """`args`: of the command line."""
+    """These tasks carried out in the folder --out. `args`: of the command line."""
 
-    def __init__(self, args, plan: Plan):
-        self.args, self.plan, self.began, self.earlier = args, plan, time.time(), 0.0  # earlier: seconds of past calls
+    def __init__(self, args, tasks: list[Task], data: Path):
+        self.args, self.data, self.began, self.earlier = args, data, time.time(), 0.0  # earlier: seconds of past calls
         self.devices = find_devices(args.device)
         kind = self.devices[0].split(":")[0]
         self.jobs = args.jobs or (cores() if kind == "cpu" else len(self.devices))
-        self.data = args.out / "world" if plan.p["world"] else HERE / "data" / "world"
-        self.folder = Folder(args.out, plan.tasks, data_identity(self.data), kind)
+        self.folder = Folder(args.out, tasks, data_identity(data), kind)
         if (args.out / "runs.json").exists():
             old = read_manifest(args.out / "runs.json")
             self.earlier = float(old.get("seconds") or 0)
             self.folder.done = {row["out"]: kept_of(row) for row in old["runs"] if row.get("finished")}
 
-    def run(self) -> None:
-        args, folder, flags = self.args, self.folder, self.plan.p["world"]
-        writable_dir(args.out)
-        lock(args.out)
-        make_world(self.data, flags, args.out / "logs" / "world.log")
-        folder.data = data_identity(self.data)
-        if args.known:
-            print(f"{take_over(folder, Path(args.known), args.accept_other_source)} runs taken over from {args.known}")
+    def run_missing(self, header: dict) -> list[str]:
+        """Run what is not there, or not of today's code; returns the names of runs that failed. `header`: what
+        runs.json says of the whole."""
+        args, folder = self.args, self.folder
         self.put_in_order()
-        header = header_of(self.plan, self.jobs, folder.device, world_command(self.data, flags), self.data)
 
         def save() -> None:
             seconds = round(self.earlier + time.time() - self.began, 1)
@@ -52,10 +46,7 @@ class Session:
         print(f"{len(folder.to_do())} runs to do, about {minutes(left)} | logs: {shown(args.out / 'logs')}", flush=True)
         failed = runner.run()
         save()
-        self.report()
-        if failed:
-            what = "mend what their logs say, then run this again"
-            raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}): {what}")
+        return failed
 
     def put_in_order(self) -> None:
         """Move away what cannot be used and what other code made, and say so."""
@@ -70,6 +61,27 @@ class Session:
             aside = shown(self.folder.set_aside(stale))
             print(f"made again, as other code than today's made them or what they start from: {named(stale)}")
             print(f"the old ones lie in {aside}, and may be removed; --accept-other-source would have kept them")
+
+
+class Study(Session):
+    """The runs of a preset, and its report."""
+
+    def __init__(self, args, plan: Plan):
+        super().__init__(args, plan.tasks, args.out / "world" if plan.p["world"] else HERE / "data" / "world")
+        self.plan = plan
+
+    def run(self) -> None:
+        args, folder, flags = self.args, self.folder, self.plan.p["world"]
+        writable_dir(args.out)
+        lock(args.out)
+        make_world(self.data, flags, args.out / "logs" / "world.log")
+        folder.data = data_identity(self.data)
+        if args.known:
+            print(f"{take_over(folder, Path(args.known), args.accept_other_source)} runs taken over from {args.known}")
+        header = header_of(self.plan, self.jobs, folder.device, world_command(self.data, flags), self.data)
+        failed = self.run_missing(header)
+        self.report()
+        refuse_failed(failed)
 
     def report(self) -> None:
         from study import report, summary  # loads matplotlib
@@ -99,3 +111,9 @@ class Session:
 def named(tasks: list[Task]) -> str:
     names = ", ".join(task.name for task in tasks[:NAMED])
     return names + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")
+
+
+def refuse_failed(names: list[str]) -> None:
+    if names:
+        what = "mend what their logs say, then run this again"
+        raise UserError(f"{len(names)} run{'s' * (len(names) > 1)} failed ({', '.join(names)}): {what}")

@@ -16,7 +16,7 @@ class Task:
     """One command. `inputs`: flag -> (task, file in its folder); `out`: the file whose existence means it is done."""
 
     name: str
-    kind: str  # pretrain | train | eval
+    kind: str  # pretrain | train | eval | given (a checkpoint that is there: `record` has its path and address)
     method: str
     script: str
     flags: dict
@@ -51,11 +51,11 @@ def ckpt_name(step: int) -> str:
 
 
 def words(flags: dict) -> list[str]:
-    """{"batch_size": 64, "gold": True, "k": [1, 8]} -> --batch-size 64 --gold --k 1 8"""
+    """{"batch_size": 64, "gold": True, "mask": False, "k": [1, 8]} -> --batch-size 64 --gold --no-mask --k 1 8"""
     out = []
     for name, value in flags.items():
-        out.append("--" + name.replace("_", "-"))
-        if value is not True:
+        out.append("--" + "no-" * (value is False) + name.replace("_", "-"))
+        if not isinstance(value, bool):
             out += [str(v) for v in (value if isinstance(value, list) else [value])]
     return out
 

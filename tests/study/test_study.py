@@ -21,7 +21,7 @@ from study.summary import MEANINGLESS, table
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["study", *map(str, flags)])
     try:
-        cli.study(*cli.begin())
+        cli.carry_out(cli.begin())
     finally:
         while common.HELD:
             common.release(*common.HELD.pop())
@@ -48,7 +48,7 @@ def no_runs(monkeypatch):
         return []
 
     monkeypatch.setattr(session.Runner, "run", run)
-    monkeypatch.setattr(session.Session, "report", lambda self: None)
+    monkeypatch.setattr(session.Study, "report", lambda self: None)
 
 
 def test_the_first_line_comes_at_once():
