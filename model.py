@@ -294,6 +294,12 @@ class GPT(nn.Module):
         """(V, C): the real rows of the head; padded ids are cut here, so they can neither be sampled nor scored."""
         return self.lm_head.weight[: self.config.vocab_size]
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """torch.compile for the blocks, one graph that all of them share. Attention stays what it is (the kernels are
+        operators that the compiler does not look into); what gains is all between the products."""
+        for block in self.blocks:
+            block.compile(backend=backend)
+
     def n_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 

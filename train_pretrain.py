@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints")
     add("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
     add_system_args(p)
+    p.add_argument(
+        "--compile", action="store_true", help="torch.compile for the blocks, on a GPU; the first steps wait"
+    )
     return p
 
 
@@ -114,6 +117,8 @@ def main():
     identity["text"] = data.fingerprint()
 
     model, start = new_or_resumed(args, ckpt, enc, identity, device)
+    if args.compile:
+        model.compile_blocks()
     optimizer = make_optimizer(model, args)
     if ckpt:
         restore_optimizer(optimizer, ckpt["optimizer"], args.resume)

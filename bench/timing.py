@@ -2,7 +2,7 @@
 
 Flags and defaults are those of the peers' scripts (4 layers, width 128, 4 heads, vocabulary 1024), so that
 `bench/compare.py` can pass the same ones to both sides. The block is OLMo 2's (post-norm, QK-norm, untied head), as the
-peers'; `--arch world` is this project's laptop model (pre-norm, no QK-norm, tied head).
+peers'; `--arch world` is this project's laptop model (pre-norm, no QK-norm, tied head), `--preset` one of model.py's.
 """
 
 import argparse
@@ -12,13 +12,14 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 
 from common import Device, setup
 from kernels.dispatch import matmul_dtype
-from model import GPT, GPTConfig
+from model import GPT, PRESETS, GPTConfig
 
 
 def shape_parser(doc: str) -> argparse.ArgumentParser:
@@ -30,6 +31,9 @@ def shape_parser(doc: str) -> argparse.ArgumentParser:
     p.add_argument("--intermediate", type=int, default=352)
     p.add_argument("--vocab", type=int, default=1024)
     p.add_argument("--tied", action="store_true", help="tie the embedding and the head (always so with --arch world)")
+    p.add_argument("--preset", choices=list(PRESETS), help="a shape of model.py, in place of all flags above")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    p.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto")
     p.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16 = autocast, weights stay fp32")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
@@ -43,17 +47,26 @@ def bf16_in_hardware() -> bool:
 
 def begin(a, block_size: int = 1024) -> tuple[GPT, Device]:
     """The model and the device of a run, set up as every stage is (heap kept, threads, seeds)."""
-    if a.dtype == "bf16" and not bf16_in_hardware():
+    if a.dtype == "bf16" and a.device == "cpu" and not bf16_in_hardware():
         sys.exit("--dtype bf16: this CPU has no bfloat16 arithmetic, so the figure would mean nothing; use fp32")
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[a.dtype]
     with contextlib.redirect_stdout(sys.stderr):
-        device = setup(SimpleNamespace(device="cpu", dtype=dtype, kernels="auto", threads=a.threads, seed=a.seed))
+        settings = dict(device=a.device, dtype=dtype, kernels=a.kernels, threads=a.threads, seed=a.seed)
+        device = setup(SimpleNamespace(**settings))
+    if a.preset:
+        a.vocab = PRESETS[a.preset].vocab_size
+        return at_home(GPT(replace(PRESETS[a.preset], block_size=block_size)), a, device), device
     olmo2 = a.arch == "olmo2"
     config = GPTConfig(
         vocab_size=a.vocab, block_size=block_size, n_layer=a.layers, n_head=a.heads, n_embd=a.hidden,
         n_hidden=a.intermediate, post_norm=olmo2, qk_norm=olmo2, tied=a.tied or not olmo2,
     )  # fmt: skip
-    return GPT(config), device
+    return at_home(GPT(config), a, device), device
+
+
+def at_home(model: GPT, a, device: Device) -> GPT:
+    model.impl = a.kernels
+    return model.to(device.device)
 
 
 def timed(work, repeats: int) -> tuple[list[float], list, float]:
@@ -63,6 +76,8 @@ def timed(work, repeats: int) -> tuple[list[float], list, float]:
     for _ in range(repeats):
         began = time.perf_counter()
         results.append(work())
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return times, results, (time.process_time() - cpu) / (time.perf_counter() - wall)
 
@@ -75,5 +90,10 @@ def report(a, what: str, times: list[float], cpu_over_wall: float, **figures) ->
             | {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
             | {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
             | {"cpu_over_wall": round(cpu_over_wall, 3), "bf16_in_hardware": bf16_in_hardware()}
+            | {
+                "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
+                if torch.cuda.is_initialized()
+                else None
+            }
         )
     )

@@ -39,28 +39,77 @@ def _dense(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _forward(q, k, v, first, shared):
+    """o and lse, by the kernels."""
+    if q.numel() == 0:
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:3], dtype=torch.float32)
+    q, k, v = map(_dense, (q, k, v))
+    return attention_forward(q, k, v, first, shared, attention_tiles(target_of(q), q.shape[3], q.dtype)[0])
+
+
+def _backward(g, q, k, v, o, lse, first, shared):
+    """dq, dk, dv, by the kernels."""
+    if q.numel() == 0:
+        return tuple(x.new_zeros(x.shape) for x in (q, k, v))
+    g, q, k, v = map(_dense, (g, q, k, v))
+    _, dkdv, dq = attention_tiles(target_of(q), q.shape[3], q.dtype)
+    delta = attention_delta(o, g)
+    dk, dv = attention_dkdv(q, k, v, first, shared, g, lse, delta, dkdv)
+    return attention_dq(q, k, v, first, shared, g, lse, delta, dq), dk, dv
+
+
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, first, shared):
-        q, k, v = map(_dense, (q, k, v))
-        if q.numel() == 0:
-            ctx.save_for_backward(q, k, v, None, None, None, None)
-            return torch.empty_like(q)
-        o, lse = attention_forward(q, k, v, first, shared, attention_tiles(target_of(q), q.shape[3], q.dtype)[0])
-        ctx.save_for_backward(q, k, v, first, shared, o, lse)
+        o, lse = _forward(q, k, v, first, shared)
+        ctx.save_for_backward(q, k, v, o, lse, first, shared)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        q, k, v, first, shared, o, lse = ctx.saved_tensors
-        if lse is None:
-            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), None, None
-        g = _dense(g)
-        _, dkdv, dq = attention_tiles(target_of(q), q.shape[3], q.dtype)
-        delta = attention_delta(o, g)
-        dk, dv = attention_dkdv(q, k, v, first, shared, g, lse, delta, dkdv)
-        return attention_dq(q, k, v, first, shared, g, lse, delta, dq), dk, dv, None, None
+        return *_backward(g, *ctx.saved_tensors), None, None
+
+
+# ---------------------------------------------------------------- operators, which torch.compile does not look into
+Maybe = torch.Tensor | None
+
+
+@torch.library.custom_op("kernels::attention", mutates_args=())
+def _operator(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: Maybe, shared: Maybe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _forward(q, k, v, first, shared)
+
+
+@_operator.register_fake
+def _(q, k, v, first, shared):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("kernels::attention_backward", mutates_args=())
+def _backward_operator(
+    g: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
+    first: Maybe, shared: Maybe,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _backward(g, q, k, v, o, lse, first, shared)
+
+
+@_backward_operator.register_fake
+def _(g, q, k, v, o, lse, first, shared):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, first, shared = inputs
+    ctx.save_for_backward(q, k, v, *output, first, shared)
+
+
+def _gradient(ctx, g, _):
+    return *torch.ops.kernels.attention_backward(g, *ctx.saved_tensors), None, None
+
+
+_operator.register_autograd(_gradient, setup_context=_keep)
 
 
 def check_attention(q, k, v, first, shared) -> None:
@@ -76,7 +125,8 @@ def check_attention(q, k, v, first, shared) -> None:
     if first is not None:
         if first.shape != (q.shape[0], q.shape[2]) or first.dtype != torch.int32:
             raise ValueError(f"attention: got first {tuple(first.shape)} {first.dtype}; needs (B, T) int32")
-        if first.device.type == "cpu" and bool((first[:, 1:] < first[:, :-1]).any()):
+        look = first.device.type == "cpu" and not torch.compiler.is_compiling()
+        if look and bool((first[:, 1:] < first[:, :-1]).any()):
             raise ValueError("attention: `first` decreases along T; a row's documents must follow each other")
     if shared is not None and (first is None or shared.shape != q.shape[:1] or shared.dtype != torch.int32):
         got = f"{tuple(shared.shape)} {shared.dtype}" + (" without `first`" if first is None else "")
@@ -104,4 +154,6 @@ def attention(q, k, v, *, first=None, shared=None, impl: str = "auto"):
     if choose_impl(impl, q, unsupported) == "torch":
         return attention_torch(q, k, v, first, shared)
     first, shared = (None if x is None else x.contiguous() for x in (first, shared))
+    if torch.compiler.is_compiling():
+        return torch.ops.kernels.attention(q, k, v, first, shared)[0]
     return _TritonAttention.apply(q, k, v, first, shared)

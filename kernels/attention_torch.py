@@ -41,8 +41,11 @@ def attention_torch(q, k, v, first=None, shared=None):
     AVX-512 core). Else a CPU computes in float32 by torch's kernel whatever the dtype; without a gradient the result
     must not depend on the other rows of the batch, which blocks' does."""
     dtype, grouped, on_cpu = q.dtype, q.shape[1] != k.shape[1], q.device.type == "cpu"
-    low = on_cpu and dtype == torch.bfloat16 == matmul_dtype(q)
-    blocks = on_cpu and q.requires_grad and q.numel() and (low or first is not None) and shared is None
+    compiling = torch.compiler.is_compiling()  # what has to look at numbers cannot be compiled: no blocks
+    low = on_cpu and not compiling and dtype == torch.bfloat16 == matmul_dtype(q)
+    blocks = (
+        on_cpu and not compiling and q.requires_grad and q.numel() and (low or first is not None) and shared is None
+    )
     if blocks and first is None:
         first = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32)
     if on_cpu and dtype in (torch.float16, torch.bfloat16) and not (blocks and low):

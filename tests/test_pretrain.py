@@ -6,6 +6,7 @@ from tiny import assert_same, load, read_jsonl, tiny_model
 
 import train_pretrain
 from data.tokens import document_starts
+from model import GPT
 from train_pretrain import pretrain_loss
 
 TINY = "--preset tiny --block-size 32 --batch-tokens 128 --steps 12 --lr 1e-2 --eval-tokens 256".split()
@@ -110,6 +111,14 @@ def test_mix_is_chosen_by_name(ok, refused, world, tmp_path):
 def test_batch_smaller_than_a_window(refused, world, tmp_path):
     flags = ("--data", world, "--out", tmp_path / "a", "--preset", "tiny", "--block-size", "64", "--batch-tokens", "63")
     refused("train_pretrain", *flags, words=("--batch-tokens 63", "64"))
+
+
+def test_compile_is_asked_for(ok, world, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(GPT, "compile_blocks", lambda model: compiled.append(len(model.blocks)))
+    for flags in ([], ["--compile"]):
+        ok("train_pretrain", "--data", world, "--out", tmp_path / f"run{len(flags)}", *TINY, *flags, "--steps", "1")
+    assert compiled == [2]
 
 
 def test_non_finite_loss_stops_and_saves_nothing(refused, world, tmp_path, monkeypatch):
