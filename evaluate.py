@@ -213,6 +213,7 @@ def print_table(results: dict, args) -> None:
         for name, r in results["benchmarks"].items():
             norm = percent(r["acc_norm"], r["acc_norm_stderr"]) if r.get("acc_norm") is not None else "-"
             extra = f"  perplexity {r['ppl']:.1f}" if r.get("ppl") is not None else ""
+            extra += f"  {r['truncated']} of {r['n']} contexts shortened" if r["truncated"] else ""
             print(f"{name:<14}{percent(r['acc'], r['stderr']):>16}{norm:>16}{extra}")
         errors = [r["stderr" if n in ACCURACY else "acc_norm_stderr"] for n, r in results["benchmarks"].items()]
         error = math.sqrt(sum(e**2 for e in errors)) / len(errors)

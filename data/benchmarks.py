@@ -31,7 +31,8 @@ from pathlib import Path
 import tiktoken
 
 from common import UserError, run
-from data.math_qa import find_file, read_jsonl
+from data.files import read_rows
+from data.math_qa import find_file
 
 WORLD_TASKS = ("lastword", "events", "facts", "twohop", "tools", "apply")
 REAL_FILES = {
@@ -62,9 +63,23 @@ def _hellaswag_text(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
+def _texts(value) -> tuple[str, ...]:
+    """A list of strings; TypeError for anything else, such as one string."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _place(value) -> int:
+    """A gold index, 2 or "2"; not 2.5 or true."""
+    if type(value) is not int and not isinstance(value, str):
+        raise TypeError
+    return int(value)
+
+
 def _lettered(row: dict) -> tuple[tuple[str, ...], int]:
     """(choices, gold) of ARC and OpenBookQA rows: the answer key is one of the row's own labels (A.., but also 1..)."""
-    return tuple(row["choices"]["text"]), row["choices"]["label"].index(row["answerKey"])
+    return _texts(row["choices"]["text"]), _texts(row["choices"]["label"]).index(row["answerKey"])
 
 
 def _item(name: str, row: dict) -> Item:
@@ -74,18 +89,17 @@ def _item(name: str, row: dict) -> Item:
         return Item(context, (word,), 0)
     if name == "hellaswag":
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-        return Item(_hellaswag_text(context), tuple(map(_hellaswag_text, row["endings"])), int(row["label"]))
+        return Item(_hellaswag_text(context), tuple(map(_hellaswag_text, _texts(row["endings"]))), _place(row["label"]))
     if name in ("arc_easy", "arc_challenge"):
         return Item(f"Question: {row['question']}\nAnswer:", *_lettered(row))
     if name == "piqa":
-        return Item(f"Question: {row['goal']}\nAnswer:", (row["sol1"], row["sol2"]), int(row["label"]))
+        return Item(f"Question: {row['goal']}\nAnswer:", (row["sol1"], row["sol2"]), _place(row["label"]))
     if name == "openbookqa":
         return Item(row["question_stem"], *_lettered(row))
+    context, fact = row["context"].rstrip(" "), str(row.get("fact", ""))
     if "target" in row:
-        return Item(row["context"].rstrip(" "), (row["target"].strip(),), 0, str(row.get("fact", "")))
-    return Item(
-        row["context"].rstrip(" "), tuple(c.strip() for c in row["choices"]), int(row["gold"]), str(row.get("fact", ""))
-    )
+        return Item(context, (row["target"].strip(),), 0, fact)
+    return Item(context, tuple(choice.strip() for choice in _texts(row["choices"])), _place(row["gold"]), fact)
 
 
 def load_benchmark(
@@ -106,14 +120,14 @@ def load_benchmark(
             raise UserError(f"benchmark {name!r} has no {split!r} split; use {' or '.join(files)}")
         path = find_file(file, folder)
     items: list[Item] = []
-    for number, row in read_jsonl(path):
+    for where, row in read_rows(path):
         try:
             item = _item(name, row)
             whole = isinstance(item.context, str) and all(isinstance(c, str) and c for c in item.choices)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             whole = False
         if not whole or not 0 <= item.gold < len(item.choices):
-            raise UserError(f"{path}:{number}: not a {name} item with a gold choice among its choices; mend that row")
+            raise UserError(f"{where}: not a {name} item with a gold choice among its choices; mend that row")
         items.append(item)
         if limit and len(items) == limit:
             break
@@ -152,9 +166,11 @@ def _best(scores: Sequence[float]) -> int:
 def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, micro_batch_tokens: int = 8192) -> dict:
     """Score `items` with `model.continuation_logprobs(contexts, choices)`.
 
-    -> {"acc", "acc_norm", "n", "stderr", "acc_norm_stderr", "per_item": [{"pred", "pred_norm", "gold", "logprobs"}]};
-    stderr is that of acc, sqrt(acc (1 - acc) / (n - 1)). Last-word items: acc is the share whose every token is the
-    greedy choice, acc_norm and its stderr are None, and "ppl" is exp of the mean negative log-likelihood of the word.
+    -> {"acc", "acc_norm", "n", "truncated", "stderr", "acc_norm_stderr",
+        "per_item": [{"pred", "pred_norm", "gold", "logprobs"}]};
+    truncated: items whose context lost its oldest tokens. stderr is that of acc, sqrt(acc (1 - acc) / (n - 1)).
+    Last-word items: acc is the share whose every token is the greedy choice, acc_norm and its stderr are None, and
+    "ppl" is exp of the mean negative log-likelihood of the word.
     """
     if not items:
         raise UserError("no items to score; load a benchmark with at least one")
@@ -162,6 +178,8 @@ def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, mic
     block_size = getattr(getattr(model, "config", None), "block_size", None)
     encoded = [encode_item(enc, item, block_size) for item in items]
     contexts, choices = [c for c, _ in encoded], [c for _, c in encoded]
+    full = [len(c) + max(map(len, chosen)) == block_size for c, chosen in encoded]  # perhaps shortened to it
+    truncated = sum(c != encode_item(enc, item)[0] for c, item, at in zip(contexts, items, full, strict=True) if at)
     scored = model.continuation_logprobs(contexts, choices, micro_batch_tokens=micro_batch_tokens)
     per_item, hits, hits_norm = [], 0, 0
     for item, pairs in zip(items, scored, strict=True):
@@ -179,7 +197,8 @@ def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, mic
     n = len(items)
     acc, acc_norm = hits / n, hits_norm / n
     stderr, stderr_norm = (math.sqrt(a * (1 - a) / max(1, n - 1)) for a in (acc, acc_norm))
-    result = {"acc": acc, "acc_norm": acc_norm, "n": n, "stderr": stderr, "acc_norm_stderr": stderr_norm}
+    result = {"acc": acc, "acc_norm": acc_norm, "n": n, "truncated": truncated}
+    result |= {"stderr": stderr, "acc_norm_stderr": stderr_norm}
     if last_word:
         mean = -sum(pairs[0][0] for pairs in scored) / n
         result |= {"acc_norm": None, "acc_norm_stderr": None, "ppl": math.exp(min(mean, 700.0))}  # exp(710) overflows

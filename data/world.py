@@ -25,7 +25,6 @@ any text is written. Worksheets in the pre-training text use train chains alone.
 
 import argparse
 import hashlib
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ import numpy as np
 import tiktoken
 
 from common import UserError, run
+from data.files import write_json, write_jsonl, write_text
 from data.math_qa import guess_floor
 from data.tokenizer import EOT, make_encoding, save_ranks, tokenizer_id, train_bpe
 from data.world_general import PEOPLE, SKINS, benchmarks, document, event_sentence, people_facts
@@ -333,10 +333,6 @@ def code_hash() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def build(out: Path, seed: int, n_tokens: int) -> tuple:
     """Write the whole data folder; return what `report` prints from: (meta, encoding, question rows, items, makers)."""
     (out / "meta.json").unlink(missing_ok=True)  # no longer whole
@@ -389,8 +385,8 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
             for task, a in answers.items()
         },
     }
-    (out / "made_by").write_text(code_hash() + "\n")
-    (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    write_text(out / "made_by", code_hash() + "\n")
+    write_json(out / "meta.json", meta)  # last: a folder that has it is whole
     return meta, enc, rows, items, makers
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from common import UserError
-from data.benchmarks import REAL_TASKS, Item, encode_item, load_benchmark, score_benchmark
+from data.benchmarks import REAL_FILES, REAL_TASKS, Item, encode_item, load_benchmark, score_benchmark
 from data.tokenizer import decode, make_encoding
 
 REAL_DATA = os.environ.get("REAL_DATA")
@@ -65,6 +65,15 @@ def test_equal_scores_go_to_the_first_choice_and_one_item_works():
     assert result["acc"] == 1.0 and result["stderr"] == 0.0
     with pytest.raises(UserError, match="no items"):
         score_benchmark(FakeModel({}), BYTES, [])
+
+
+def test_shortened_contexts_are_counted():
+    items = [Item("a" * n, ("yes", "no!!"), 0) for n in (3, 4, 5, 60)]  # with end-of-text and " no!!": 9, 10, 11, 66
+    model = FakeModel({"yes": (-1.0, False), "no!!": (-2.0, False)}, block_size=10)
+    assert score_benchmark(model, BYTES, items)["truncated"] == 2
+    assert [len(context) for context in model.contexts] == [4, 5, 5, 5]
+    model.config.block_size = None
+    assert score_benchmark(model, BYTES, items)["truncated"] == 0
 
 
 # ---------------------------------------------------------------- the seam
@@ -148,6 +157,40 @@ def test_bad_rows_name_file_and_line(tmp_path, row):
     write(tmp_path / "evals" / "arc_easy_val.jsonl", [good, row])
     with pytest.raises(UserError, match="arc_easy_val.jsonl:2"):
         load_benchmark("arc_easy", tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "name, row",
+    [
+        ("facts", {"context": "x", "choices": "ab", "gold": 0}),  # one string is no list of choices
+        ("facts", {"context": "x", "choices": ["a", 2], "gold": 0}),
+        ("facts", {"context": "x", "choices": ["a", "b"], "gold": 0.5}),
+        ("facts", {"context": "x", "choices": ["a", "b"], "gold": True}),
+        ("facts", {"context": "x", "choices": ["a", "b"], "gold": "9" * 5000}),
+        ("facts", {"context": ["x"], "choices": ["a", "b"], "gold": 0}),
+        ("lastword", {"context": "x", "target": ["y"]}),
+        ("arc_easy", {"question": "Q", "choices": {"text": "abc", "label": "ABC"}, "answerKey": "A"}),
+        ("hellaswag", {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": "ab", "label": "1"}),
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": 1.0}),
+    ],
+)
+def test_items_of_another_kind_are_refused(tmp_path, name, row):
+    files = list(REAL_FILES.get(name, {"test": f"bench_{name}.jsonl"}).values())
+    path = tmp_path / files[-1]
+    write(path, [row], gzip.open if path.suffix == ".gz" else open)
+    with pytest.raises(UserError, match=f"{path.name}:1: not a {name} item"):
+        load_benchmark(name, tmp_path)
+
+
+def test_odd_files_are_read(tmp_path):
+    """A byte order mark, a gzipped file under a plain name, integers of 5,000 digits in fields that nothing uses."""
+    text = f'{{"context": "x", "choices": ["a", "b"], "gold": "1", "id": {"9" * 5000}}}\n'
+    for data in (b"\xef\xbb\xbf" + text.encode(), gzip.compress(text.encode())):
+        (tmp_path / "bench_facts.jsonl").write_bytes(data)
+        assert load_benchmark("facts", tmp_path) == [Item("x", ("a", "b"), 1)]
+    (tmp_path / "bench_facts.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="bench_facts.jsonl:1: nested too deep"):
+        load_benchmark("facts", tmp_path)
 
 
 def test_bad_names_and_empty_files(tmp_path, monkeypatch):
