@@ -92,7 +92,7 @@ def files_of(run: dict) -> list[str]:
     return [run["metrics"], run["metrics"].removesuffix("metrics.jsonl") + "config.json"]
 
 
-# ---------------------------------------------------------------------------------------------------- packing
+# ---------------------------------------------------------------- packing
 def pack(folder: Path, out: Path, also: list[str]) -> int:
     """Write the archive of a study; `also`: names of evaluations that runs.json does not name. Returns its bytes."""
     study, files = StudyFiles(folder), {}

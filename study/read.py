@@ -1,36 +1,108 @@
 """A study read back: its evaluations by what was evaluated, the logs of its runs, scores of each question and their
-paired differences. claims.py judges them; figures.py and tables.py show them.
+paired differences. The claims judge them; figures and tables show them.
 """
 
-import json
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from common import UserError
-from data.math_qa import answers_equal, parse_number
-from evaluate import pass_at_k
+from data.files import UserError, field
+from data.math_qa import answers_equal
 from model import PRESETS as SHAPES
 from study.archive import StudyFiles
+from study.controls import pass_of_counts, shuffled
 from study.stats import Difference
 
-NAMES = {"base": "base", "rl": "RL", "sft": "SFT", "gold": "SFT-Gold", "sft_rl": "SFT→RL", "gold_rl": "Gold→RL",
-         "parallel": "parallel"}  # fmt: skip
-pass_of_counts = cache(pass_at_k)  # few counts, asked for very often
+NAMES = {
+    "base": "base",
+    "rl": "RL",
+    "sft": "SFT",
+    "gold": "SFT-Gold",
+    "sft_rl": "SFT→RL",
+    "gold_rl": "Gold→RL",
+    "parallel": "parallel",
+}
+KS = (1, 8, 32)
+# What the report reads of runs.json (and of its runs, by kind), and the types that it must have.
+MANIFEST = {"preset": str, "seed": int, "machine": str, "jobs": int, "runs": list}
+RUN = {"name": str, "kind": str, "method": str, "base": str, "seed": int, "out": str, "command": str, "finished": bool}
+KINDS: dict[str, dict] = {
+    "pretrain": {"metrics": str, "config": dict},
+    "train": {"metrics": str, "config": dict, "tokens": int, "group": str, "variant": str},
+    "eval": {"tokens": int, "n_shot": int, "split": str, "group": str, "variant": str, "temperature": float},
+}
+CONFIG = {  # settings of a run, by kind and group
+    "pretrain": ("steps", "batch_tokens"),
+    "train": ("steps",),
+    "c9": ("steps", "prompts_per_step", "group_size"),
+}
+OPTIONAL = {"copying": dict, "data": dict, "trials": dict, "primary": list, "seconds": float}
+COUNTS = ("n", "strict", "flexible", "formatted")  # of each question's completions
+MEND = "run python -m study again, or take back what was changed by hand"
 
 
-def read_json(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
+# ---------------------------------------------------------------- what is read in
+def check_manifest(manifest: dict, where: Path) -> None:
+    for key, kind in MANIFEST.items():
+        field(manifest, key, kind, where, MEND)
+    for key, kind in OPTIONAL.items():
+        if manifest.get(key) is not None:
+            field(manifest, key, kind, where, MEND)
+    if not all(type(tokens) is int for tokens in manifest.get("primary") or []):
+        raise UserError(f"{where}: 'primary' must be numbers of tokens, got {manifest['primary']!r:.60}; {MEND}")
+    if manifest.get("copying"):
+        check_copying(manifest["copying"], where)
+    for i, run in enumerate(manifest["runs"]):
+        place = f"{where}, run {i}"
+        if not isinstance(run, dict):
+            raise UserError(f"{place}: an object is needed, got {run!r:.60}; {MEND}")
+        for key, kind in RUN.items():
+            field(run, key, kind, place, MEND)
+        if run["kind"] not in KINDS or run["method"] not in NAMES:
+            raise UserError(f"{place}: kind {run['kind']!r:.30} of {run['method']!r:.30} is no kind of run; {MEND}")
+        for key, kind in KINDS[run["kind"]].items():
+            field(run, key, kind, place, MEND)
+        for key in CONFIG.get("c9" if run.get("group") == "c9" else run["kind"], ()) if "config" in run else ():
+            field(run["config"], key, int, place, MEND)
+        if run.get("seconds") is not None:
+            field(run, "seconds", float, place, MEND)
+        if run.get("preset", "world") not in SHAPES:
+            raise UserError(f"{place}: {run['preset']!r:.30} is none of the models {' '.join(SHAPES)}; {MEND}")
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Rows of a log; [] if there is none. A row cut off by a crash is left out."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def check_copying(copying: dict, where: Path) -> None:
+    field(copying, "alone", float, where, MEND)
+    for qid in field(copying, "first", dict, where, MEND):
+        field(copying["first"], qid, str, where, MEND)
+    for k in ("1", "8", "32"):
+        field(field(copying, "floor", dict, where, MEND), k, float, where, MEND)
+
+
+def check_evaluation(result: dict, where: str) -> None:
+    """UserError if something that the report reads is not there or of another type than evaluate.py writes."""
+    for task, found in field(result, "questions", dict, where).items():
+        place = f"{where}, {task}"
+        columns = field(found if isinstance(found, dict) else {}, "questions", dict, place)
+        size = len(field(columns, "n", list, place))
+        for name, kind in {**dict.fromkeys(COUNTS, int), "gold": str, "qid": str, "answers": dict}.items():
+            if len(field(columns, name, list, place)) != size or not all(type(v) is kind for v in columns[name]):
+                raise UserError(f"{place}: {name!r} must be a list of {size} {kind.__name__}; evaluate that run again")
+        for scoring in ("flexible", "strict"):
+            for k, score in field(found, scoring, dict, place).items():
+                field(score if isinstance(score, dict) else {}, "value", float, f"{place} {scoring} {k}")
+        field(found, "format_rate", float, place)
+        field(found, "guess_floor", dict, place)
+    for name, found in field(result, "benchmarks", dict, where).items():
+        bench, place = found if isinstance(found, dict) else {}, f"{where}, {name}"
+        hits, facts = field(bench, "hits", str, place), field(bench, "facts", list, place)
+        if len(hits) != len(facts) or set(hits) - {"0", "1"} or not all(type(f) is int and f >= 0 for f in facts):
+            raise UserError(f"{place}: its hits must be 0 or 1 for each of its facts; evaluate that run again")
+        field(bench, "chance", float, place)
+    if result["benchmarks"]:
+        field(result, "general_average", float, where)
+    for key in ("relative_distance", "kl", "loss", "loss_reference") if "movement" in result else ():
+        field(field(result, "movement", dict, where), key, float, where)
 
 
 class Lab:
@@ -40,24 +112,30 @@ class Lab:
         """path: a study's folder, its archive, or the folder in which that lies."""
         self.files = StudyFiles(path)
         self.folder, self.manifest = self.files.folder, self.files.manifest
+        check_manifest(self.manifest, self.files.path)
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
-        self.copying = self.manifest.get("copying", {})  # of the gsm test questions
+        self.copying = self.manifest.get("copying") or {}  # of the gsm test questions
         self.unreadable: list[str] = []  # evaluations, and why; they count as not run
         for r in self.evals:
-            r["result"] = self.evaluation(r["out"])
-            if self.copying and r["result"] and r["split"] == "test" and "gsm" in r["result"]["questions"]:
-                columns = r["result"]["questions"]["gsm"]["questions"]
-                columns["first"] = [self.copying["first"][qid] for qid in columns["qid"]]
+            r["result"] = self.evaluation(r)
         main = [r for r in self.evals if r["base"] == "base" and r["group"] == "main"]
         self.few_shot = max((r["n_shot"] for r in main), default=8)
         self.planned = {m: sorted({r["tokens"] for r in main if r["method"] == m}) for m in NAMES}
         self.primary = self.manifest.get("primary") or self.planned["rl"]
         self.early, self.late = min(self.primary, default=0), max(self.primary, default=0)
 
-    def evaluation(self, name: str) -> dict | None:
+    def evaluation(self, run: dict) -> dict | None:
+        """With the first number of each question among its columns, where copying is asked about."""
         try:
-            return self.files.json(name)
+            result = self.files.json(run["out"])
+            if result is None:
+                return None
+            check_evaluation(result, self.files.folder / run["out"])
+            if self.copying and run["split"] == "test" and "gsm" in result["questions"]:
+                columns = result["questions"]["gsm"]["questions"]
+                columns["first"] = [field(self.copying["first"], qid, str, self.files.path) for qid in columns["qid"]]
+            return result
         except UserError as error:
             self.unreadable.append(str(error))
             return None
@@ -90,12 +168,17 @@ class Lab:
         found = {} if n_shot is None else self.by_seed("base", tokens, n_shot, **want)
         return dict.fromkeys([None], next(iter(found.values()))) if found else {}
 
+    def rows(self, run: dict) -> list[dict]:
+        """The numbers of each step of a run."""
+        kept = [{k: v for k, v in r.items() if type(v) in (int, float)} for r in self.files.rows(run["metrics"])]
+        return [row for row in kept if "step" in row]
+
     def log(self, method: str, tokens: int, seed: int, group: str = "main", variant: str = "") -> list[dict]:
         """metrics.jsonl of a run from pre-training "base"."""
         key = (method, "base", tokens, seed, group, variant)
         for r in self.runs:
             if (r["method"], r["base"], r.get("tokens"), r["seed"], r.get("group"), r.get("variant")) == key:
-                return self.files.rows(r["metrics"])
+                return self.rows(r)
         return []
 
     def flops_per_token(self, base: str = "base") -> float:
@@ -105,8 +188,19 @@ class Lab:
         return shape.flops_per_token(shape.block_size)
 
 
+# ---------------------------------------------------------------- scores
 def value(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") -> float:
     return result["questions"][task][scoring][f"pass@{k}"]["value"]
+
+
+def general_average(result: dict) -> float | None:
+    """Of the six benchmarks, where they were asked."""
+    return result.get("general_average") if result["benchmarks"] else None
+
+
+def floor_of(lab: Lab, k: int) -> float | None:
+    """pass@k of answers drawn blindly from those of the training questions."""
+    return next((r["result"]["questions"]["gsm"]["guess_floor"].get(str(k)) for r in lab.find()), None)
 
 
 def per_question(result: dict, k: int, scoring: str = "flexible", task: str = "gsm") -> np.ndarray:
@@ -114,43 +208,7 @@ def per_question(result: dict, k: int, scoring: str = "flexible", task: str = "g
     return np.array([pass_of_counts(n, c, k) for n, c in zip(q["n"], q[scoring], strict=True)])
 
 
-def shuffled(result: dict, k: int, task: str = "gsm", shifts: int = 20) -> np.ndarray:
-    """The shuffle control: pass@k of each question when its answers are those that the model gave to another, the one
-    s further on; mean over `shifts` different s. Kept with the result, since it takes a while."""
-    kept = result.setdefault("shuffled", {})
-    if (k, task) in kept:
-        return kept[k, task]
-    q = result["questions"][task]["questions"]
-
-    @cache
-    def key(answer: str):
-        number = parse_number(answer)
-        return answer.strip() if number is None else number
-
-    counts = []  # of each question: answer -> how often
-    for answers in q["answers"]:
-        counts.append({})
-        for answer, times in answers.items():
-            if answer:
-                counts[-1][key(answer)] = counts[-1].get(key(answer), 0) + times
-    size, gold = len(counts), [key(g) for g in q["gold"]]
-    steps = [1 + i * (size - 1) // shifts for i in range(min(shifts, size - 1))]
-    dealt = [[pass_of_counts(q["n"][i], counts[(i + s) % size].get(gold[i], 0), k) for s in steps] for i in range(size)]
-    kept[k, task] = np.array(dealt).mean(1)
-    return kept[k, task]
-
-
-def copied(result: dict) -> float:
-    """Share of a model's answers that are their question's first number."""
-    q = result["questions"]["gsm"]["questions"]
-    counts = [
-        sum(n for answer, n in answers.items() if answers_equal(answer, first))
-        for answers, first in zip(q["answers"], q["first"], strict=True)
-    ]
-    return sum(counts) / sum(q["n"])
-
-
-def scores(result: dict, metric, task: str) -> np.ndarray:
+def scores(result: dict, metric: Any, task: str) -> np.ndarray:
     """Of each question. metric: k of pass@k; ("beyond", k): pass@k minus the shuffle control; ("uncopied", k): pass@k
     of the questions whose answer is not their first number."""
     if isinstance(metric, int):
@@ -159,12 +217,11 @@ def scores(result: dict, metric, task: str) -> np.ndarray:
     if kind == "beyond":
         return per_question(result, k, task=task) - shuffled(result, k, task)
     q = result["questions"][task]["questions"]
-    return per_question(result, k, task=task)[
-        [not answers_equal(*pair) for pair in zip(q["gold"], q["first"], strict=True)]
-    ]
+    uncopied = [not answers_equal(*pair) for pair in zip(q["gold"], q["first"], strict=True)]
+    return per_question(result, k, task=task)[uncopied]
 
 
-def subtract(a: dict[int, dict], b: dict[int, dict], metric, task: str = "gsm") -> Difference | None:
+def subtract(a: dict[int, dict], b: dict[int, dict], metric: Any, task: str = "gsm") -> Difference | None:
     """a - b over the seeds that both have; a b of one shared result (key None) is taken from each of a's."""
     if None in b:
         b = dict.fromkeys(a, b[None])
@@ -176,10 +233,14 @@ def subtract(a: dict[int, dict], b: dict[int, dict], metric, task: str = "gsm") 
     parts = []
     for name, bench in a[seeds[0]]["benchmarks"].items():
         facts = np.array(bench["facts"])
-        hits = lambda r, name=name: np.array(list(map(int, r["benchmarks"][name]["hits"])))  # noqa: E731
-        sums = np.array([np.bincount(facts, hits(a[s]) - hits(b[s])) for s in seeds])
-        parts.append((sums, np.bincount(facts)))
+        sums = [np.bincount(facts, hits(a[s], name) - hits(b[s], name)) for s in seeds]
+        parts.append((np.array(sums), np.bincount(facts)))
     return Difference(parts) if parts else None
+
+
+def hits(result: dict, benchmark: str) -> np.ndarray:
+    """0 or 1 of each item."""
+    return np.array(list(map(int, result["benchmarks"][benchmark]["hits"])))
 
 
 def of_rows(rows: list[np.ndarray]) -> Difference:
@@ -203,7 +264,7 @@ def pools(lab: Lab) -> list[int]:
 def validation_loss(lab: Lab, base: str, tokens: int) -> float | None:
     """Of the pre-training run when it had read `tokens`."""
     run = next(r for r in lab.runs if r["kind"] == "pretrain" and r["base"] == base)
-    for row in lab.files.rows(run["metrics"]):
+    for row in lab.rows(run):
         if row.get("train/tokens") == tokens and "eval/loss" in row:
             return row["eval/loss"]
     return None

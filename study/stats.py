@@ -1,11 +1,12 @@
-"""The statistics of docs/analysis_plan.md: paired differences, their intervals, verdicts, rank correlations.
+"""The statistics of docs/analysis_plan.md: paired differences, their intervals, claims and their verdicts, rank
+correlations.
 
 They know nothing of the study. A difference is an array (seeds, units): the two sides share seed and question (or, for
 general skills, fact).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import permutations
 
@@ -108,6 +109,19 @@ class Comparison:
         return self.difference.interval(0.10 if self.within else LEVEL)
 
     @property
+    def shown(self) -> str:
+        """In points: +1.7 [0.6, 3.0]. Scores lie within 100 points; two seeds' t-interval may not."""
+        if not self.difference:
+            return "not run"
+        low, high = np.clip(self.interval, -1, 1)
+        return f"{100 * self.difference.estimate:+.1f} [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+
+    @property
+    def told(self) -> str:
+        """The verdict; of what has none, where the interval lies."""
+        return f"{self.verdict}: {self.leaning}" if self.verdict in ("estimate", "exploratory") else self.verdict
+
+    @property
     def predicted(self) -> str:
         """In points: > 0, < 0, > −3, within ±1.5."""
         if self.within:
@@ -150,6 +164,53 @@ def overall(verdicts: list[str]) -> str:
     if {"reproduced", "contradicted"} <= set(verdicts):
         return "mixed"
     return "undecided" if {"reproduced", "contradicted", "undecided"} & set(verdicts) else "estimate"
+
+
+@dataclass
+class Claim:
+    """A claim of the paper and what was found of it."""
+
+    key: str
+    title: str
+    statistic: str
+    paper: str  # its own numbers
+    comparisons: list[Comparison] = field(default_factory=list)
+    headline: dict[str, str] = field(default_factory=dict)  # what came out, by checkpoint, where no comparison has it
+    results: list[str] = field(default_factory=list)  # the same in sentences
+    limits: list[str] = field(default_factory=list)  # what limits it
+    details: list[str] = field(default_factory=list)
+    verdict: str = ""
+    caveat: str = ""  # stands behind the verdict
+    points: list = field(default_factory=list)  # of its figure, where it has no comparisons
+
+    def add(
+        self,
+        name: str,
+        difference: Difference | None,
+        sign: int = 1,
+        margin: float = 0.0,
+        primary: bool = True,
+        within: float = 0.0,
+    ) -> Comparison:
+        self.comparisons.append(Comparison(name, difference, sign, margin, primary, within))
+        return self.comparisons[-1]
+
+    @property
+    def primary(self) -> list[Comparison]:
+        return [c for c in self.comparisons if c.primary]
+
+    def judged(self) -> "Claim":
+        self.verdict = judge(self.comparisons)
+        told = []
+        for c in self.primary:
+            if c.verdict == "undecided" and c.leaning != "open":
+                lies = "beyond" if c.leaning == "as predicted" else "on the other side of"
+                told.append(f"{c.name}: its interval lies {lies} the margin, but Holm's correction does not keep it.")
+        run = sum(bool(c.difference) for c in self.primary)
+        if 0 < run < len(self.primary):
+            told.insert(0, f"Partly run: {run} of {len(self.primary)} primary comparisons.")
+        self.limits = told + self.limits
+        return self
 
 
 def ranks(v) -> np.ndarray:

@@ -1,59 +1,51 @@
-"""Tables of the report: Lab -> ("table", head, rows), cells as text. Scores in percent, differences in points."""
+"""Tables of the report: study -> ("table", head, rows), cells as text. Scores in percent, differences in points."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from study import figures
-from study.claims import Claim, at
-from study.figures import KS, general_average
+from study.claims import PLAIN, cells, verdict
+from study.controls import shuffled
 from study.paper import PAPER
-from study.read import NAMES, Lab, shuffled, subtract, value
-from study.stats import Comparison
+from study.read import KS, NAMES, Lab, floor_of, general_average, hits, subtract, value
+from study.render import slug
+from study.stats import Claim, Comparison
+from study.tasks import amount as at
 
 ORDER = ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel")
 
 
-# ---------------------------------------------------------------------------------------------------------------- cells
+# ---------------------------------------------------------------- cells
 def percent(x: float | None) -> str:
     return "–" if x is None else f"{100 * x:.1f}"
 
 
-def interval(c: Comparison) -> str:
-    if not c.difference:
-        return "not run"
-    low, high = np.clip(c.interval, -1, 1)  # scores lie within 100 points; two seeds' t-interval may not
-    return f"{100 * c.difference.estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def verdict(c: Comparison) -> str:
-    return f"{c.verdict}: {c.leaning}" if c.verdict in ("estimate", "exploratory") else c.verdict
-
-
-def spread(results: list[dict], get) -> str:
+def spread(results: list[dict], get: Callable[[dict], float | None]) -> str:
     """Mean over seeds and, of several, their standard deviation."""
     got = [100 * s for s in map(get, results) if s is not None]
     return "–" if not got else f"{np.mean(got):.1f}" + (f" ± {np.std(got, ddof=1):.1f}" if len(got) > 1 else "")
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
-def claims(claims: list[Claim]) -> tuple:
+# ---------------------------------------------------------------- tables
+def claims(claims: list[Claim], lab: Lab) -> tuple:
+    """One row a claim, one result a cell."""
     rows = []
     for claim in claims:
-        main = [c for c in claim.comparisons if c.primary]
-        ours = [f"{c.name}: {interval(c)}, {verdict(c)}" for c in main if c.difference]
-        ours = ours or claim.notes[: 2 * (claim.verdict != "not run")]
-        leanings = {c.leaning for c in main if c.difference}
-        alike = claim.verdict == "estimate" and len(leanings) == 1  # else the rows say it
-        said = f"**{claim.verdict}**" + (f": {leanings.pop()}" if alike else "")
-        said += f", {claim.caveat}" if claim.caveat else ""
-        seeds = "<br>".join(str(c.seeds) for c in main if c.difference) or "–"
-        link = f"[{claim.key}](#{claim.key.lower()})"
-        rows.append([link, claim.title, claim.statistic, claim.paper, "<br>".join(ours) or "–", seeds,
-                     said, f"[below](#{claim.key.lower()})"])  # fmt: skip
-    ours = "ours [95 % interval; C6's RL: 90 %]"
-    head = ["", "claim", "primary statistic, points", "paper", ours, "seeds", "verdict", "figure"]
-    return "table", head, rows
+        plain = PLAIN[claim.key]
+        link = f"[{claim.key}](#{slug(heading(claim))})"
+        rows.append([link, plain.words, plain.measured, plain.paper, *cells(claim, lab), verdict(claim)])
+    places = [f"at {at(t)} tokens" for t in dict.fromkeys([lab.early, lab.late])]
+    return "cards", ["", "claim", "measured", "the paper", *places, "verdict"], rows
+
+
+def heading(claim: Claim) -> str:
+    return f"{claim.key}. {claim.title}"
+
+
+def differences(comparisons: list[Comparison]) -> tuple:
+    rows = [[c.name, c.shown, c.predicted, str(c.seeds or "–"), c.told] for c in comparisons]
+    return "table", ["comparison", "points [interval]", "predicted", "seeds", "verdict"], rows
 
 
 def score(lab: Lab) -> tuple:
@@ -62,8 +54,10 @@ def score(lab: Lab) -> tuple:
     rows = []
     for t in lab.planned["base"]:
         best, compared = lab.shots(t), len(lab.asked_on_validation(t)) > 1
-        asked = [(f"base, {n}-shot" + ", best on validation" * (n == best and compared), list(lab.base(t, n).values()))
-                 for n in dict.fromkeys((lab.few_shot, 0, best))]  # fmt: skip
+        asked = [
+            (f"base, {n}-shot" + ", best on validation" * (n == best and compared), list(lab.base(t, n).values()))
+            for n in dict.fromkeys((lab.few_shot, 0, best))
+        ]
         asked += [(NAMES[m], list(lab.by_seed(m, t).values())) for m in ORDER if t in lab.planned[m]]
         for name, found in asked:
             cells = [spread(found, lambda r, k=k, s=s: value(r, k, s)) for s in ("flexible", "strict") for k in KS]
@@ -74,7 +68,7 @@ def score(lab: Lab) -> tuple:
 
 def floors(lab: Lab) -> list[list[str]]:
     """Blind answers: drawn from the training answers; the question's first number and a usual change."""
-    floor, read = [figures.floor_of(lab, k) for k in KS], lab.copying.get("floor", {})
+    floor, read = [floor_of(lab, k) for k in KS], lab.copying.get("floor", {})
     both = {"guess floor": floor, "first number and a usual change": [read[str(k)] for k in KS] if read else None}
     return [["", f"*{name}*", *map(percent, found)] for name, found in both.items() if found]
 
@@ -98,10 +92,9 @@ def benchmark(lab: Lab) -> tuple:
     """The benchmarks one by one at the late checkpoint."""
     few = [r for r in lab.base(lab.late, lab.few_shot).values() if r["benchmarks"]]
     names = list(few[0]["benchmarks"]) if few else []
-    leading = lambda r, n: np.mean([int(h) for h in r["benchmarks"][n]["hits"]])  # noqa: E731
     rows = []
     for name, found in [("base", few), *((NAMES[m], list(lab.by_seed(m, lab.late).values())) for m in ORDER)]:
-        cells = [spread(found, lambda r, n=n: leading(r, n)) for n in names]
+        cells = [spread(found, lambda r, n=n: float(hits(r, n).mean())) for n in names]
         rows.append([name, *cells, spread(found, general_average)])
     if few:
         chance = [few[0]["benchmarks"][n]["chance"] for n in names]
@@ -109,20 +102,24 @@ def benchmark(lab: Lab) -> tuple:
     return "table", ["method", *names, "average"], rows
 
 
+def first(found: dict) -> dict | None:
+    return next(iter(found.values()), None)
+
+
 def calibration(lab: Lab) -> tuple:
     """What the world was made for against what came out; ranges in percent, both ends allowed. Question scores are on
     validation questions (first seed); those on test questions stand beside."""
     places, data = lab.planned["base"] or [0], lab.manifest.get("data", {})
-    one = lambda found: next(iter(found.values()), None)  # noqa: E731
     asked = dict(split="val", group="calibration")
     wanted = []
     for t, name, ranges in ((places[0], "first", [(0, 1), (0, 15)]), (places[-1], "last", [(5, 20), (50, 85)])):
-        few = [one(lab.by_seed("base", t, lab.few_shot, **want)) for want in (asked, {})]
+        few = [first(lab.by_seed("base", t, lab.few_shot, **want)) for want in (asked, {})]
         for k, bounds in zip((1, 32), ranges, strict=True):
             wanted.append((f"base few-shot pass@{k}, {name} checkpoint", [r and value(r, k) for r in few], bounds))
-        wanted.append((f"base general average, {name} checkpoint", [few[1] and general_average(few[1]), None],
-                       (11, 31) if name == "first" else (80, 100)))  # fmt: skip
-    gold = [one(lab.by_seed("gold", lab.late, **want)) for want in (asked, {})]
+        bounds = (11, 31) if name == "first" else (80, 100)
+        average = few[1] and general_average(few[1])
+        wanted.append((f"base general average, {name} checkpoint", [average, None], bounds))
+    gold = [first(lab.by_seed("gold", lab.late, **want)) for want in (asked, {})]
     wanted.append(("SFT-Gold pass@32, late checkpoint", [r and value(r, 32) for r in gold], (0, 95)))
     for task in ("gsm", "hard"):
         for k, top in ((1, 1), (32, 10)):
@@ -170,7 +167,7 @@ def wide_differences(lab: Lab) -> tuple:
                 name = f"{NAMES[a[0]]} − {NAMES[b[0]]}" + f", {b[1]}-shot" * (b[0] == "base")
                 under = dict.fromkeys([None], *one[b].values())
                 pairs = [Comparison("", subtract(one[a], under, k), primary=False) for k in (1, 8, 32, 256)]
-                rows.append([name, str(temperature), *map(interval, pairs)])
+                rows.append([name, str(temperature), *(c.shown for c in pairs)])
     return "table", ["difference [95 % interval]", "T", *(f"@{k}" for k in (1, 8, 32, 256))], rows
 
 
@@ -184,8 +181,8 @@ def chosen(lab: Lab) -> tuple:
             if path:
                 best, last = max(path, key=path.get), max(path)
                 trials = lab.manifest.get("trials", {}).get(method, "–")
-                rows.append([at(t), NAMES[method], str(best), percent(path[best]), str(last), percent(path[last]),
-                             str(trials)])  # fmt: skip
+                there = [str(best), percent(path[best]), str(last), percent(path[last])]
+                rows.append([at(t), NAMES[method], *there, str(trials)])
     head = ["tokens", "method", "best step", "pass@1 there", "last step", "pass@1 there", "settings tried in tuning"]
     return "table", head, rows
 
@@ -225,7 +222,7 @@ def control_differences(lab: Lab, key: str) -> tuple:
         mine = lab.by_seed(method, lab.late, group=key.lower(), variant=variant)
         against = "parallel" if key == "K3" else method
         pairs = [Comparison("", subtract(mine, lab.by_seed(against, lab.late), m), primary=False) for m in metrics]
-        rows.append([f"{NAMES[method]} {variant} − {NAMES[against]}", str(pairs[0].seeds), *map(interval, pairs)])
+        rows.append([f"{NAMES[method]} {variant} − {NAMES[against]}", str(pairs[0].seeds), *(c.shown for c in pairs)])
     return "table", ["difference over the same seeds [95 % interval]", "seeds", "pass@1", "pass@32", "general"], rows
 
 
@@ -242,15 +239,15 @@ def moved_alone(rows: list[dict]) -> list[dict]:
     return control_rows(rows, "K1") + also
 
 
-def k1_note(rows: list[dict], base: float | None = None) -> list[str]:
+def k1_note(rows: list[dict], base: float | None = None, controls: bool = True) -> list[str]:
     """SFT's general score at another run's movement, by linear interpolation over the base (no movement) and the SFT
-    runs in that order, those of K3 among them; the other runs: main methods, and RL of K2 to K4."""
+    runs in that order, those of K3 among them; the other runs: main methods and, of `controls`, RL of K2 to K4."""
     rows = [r for r in rows if r["general"] is not None and r["group"] in ("main", "k1", "k2", "k3", "k4")]
     sft, out = [r for r in rows if r["method"] == "sft" and r["group"] != "k4"], []
     others = [
         r for r in rows if r["method"] == "rl" or (r["method"] in ("parallel", "sft_rl") and r["group"] == "main")
     ]
-    compared = dict.fromkeys((r["method"], r.get("variant", "")) for r in others)
+    compared = dict.fromkeys((r["method"], r.get("variant", "")) for r in others if controls or not r.get("variant"))
     for axis, unit in (("distance", "of the weights' norm"), ("kl", "nats of KL a token")):
         start = [(0.0, base, 0.0)] if base is not None else []
         line = sorted(start + [(r[axis], r["general"], r["loss"]) for r in sft])

@@ -13,7 +13,7 @@ import torch
 
 import model
 from evaluate import mean_stderr
-from study import claims, report, runner, tasks
+from study import claims_methods, report, runner, tasks
 from study.claims import CLAIMS
 from study.folder import Folder
 from study.manifest import header_of, write_manifest
@@ -76,7 +76,7 @@ def lab(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.PRESETS, "mini", MINI)
-        patch.setattr(claims, "POOLS", tuple(MINI["pools"]))
+        patch.setattr(claims_methods, "POOLS", tuple(MINI["pools"]))
         patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
         patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
         patch.setattr(tasks, "BENCHMARKS", ["lastword", "facts"])
@@ -119,13 +119,14 @@ def test_every_run_is_done_and_told(lab):
     assert missing == ["8 questions, pass@32: Gold − RL"]  # cut for time
     assert "not run" not in {claim.verdict for claim in claims}
     text = (lab.folder / "report.md").read_text()
-    assert "Not run" not in text and "Mixed sources" not in text and text.count("](figures/") > 25
+    assert "Not run" not in text and "Mixed sources" not in text and text.count("](figures/") == 17
+    assert (lab.folder / "report.html").read_text().count("data:image/png") > 25 and not lab.unreadable
 
 
 def test_what_the_runs_hold_reaches_the_claims(lab):
     """The counts that sort C9's questions, the points of C10, the losses of pre-training, the shuffled 256."""
     by_key = {claim.key: claim for claim in (claim(lab) for claim in CLAIMS)}
-    assert any("8 training questions" in n and "4 in a quarter or more (easy), 4 in" in n for n in by_key["C9"].notes)
+    assert any("8 training questions" in n and "4 in a quarter or more (easy), 4 in" in n for n in by_key["C9"].limits)
     points = by_key["C10"].points
     assert len(points) == 4 + 2 and all(p["loss"] for p in points)
     wide = lab.find(group="wide", temperature=1.0, n_shot=...)

@@ -1,349 +1,331 @@
-"""The report from made-up evaluations whose effects are known.   pytest -q tests/study/test_report.py"""
+"""The report's pages, from made-up evaluations.   pytest -q tests/study/test_report.py"""
 
 import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from made_up import LATE, changed, made_up
 
 from common import UserError
-from evaluate import mean_stderr, pass_at_k
-from study import report
-from study.archive import StudyFiles
-from study.claims import CLAIMS, Claim
-from study.folder import Folder
-from study.manifest import header_of, write_manifest
-from study.plan import make_plan
-from study.presets import BENCHMARKS, PRESETS
-from study.read import Lab, of_rows, validation_loss
-from study.runner import Runner
-from study.stats import Comparison
-from study.tables import claims as claims_table
-from study.tables import control_differences, k1_note
+from study import archive, report
+from study.read import Lab, check_evaluation
+from study.render import html, markdown, slug
 from study.tasks import amount
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIPLE = r"([+-]?\d+\.\d) \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
-N = 60
-STEPS = PRESETS["lab"]["late"]
-LATE = STEPS * PRESETS["lab"]["pretrain"]["batch_tokens"]
-# Probability of a right answer: RL above the base everywhere, SFT→RL far above RL, parallel as RL; general: SFT loses.
-SKILL = {"base": 0.02, "rl": 0.08, "sft": 0.02, "gold": 0.02, "sft_rl": 0.45, "gold_rl": 0.45, "parallel": 0.08}
-GENERAL = {"base": 0.9, "rl": 0.9, "sft": 0.6, "gold": 0.6, "sft_rl": 0.6, "gold_rl": 0.6, "parallel": 0.9}
-SPECIAL = {"hard_many": 0.2, "pool250": 0.3, "pool1000": 0.3}  # C9, C3
+PNG = b"\x89PNG"
+COMMITTED = [ROOT / "docs/results" / name for name in ("laptop", "lab")]
 
 
-def result(task):
-    """What evaluate.py would have written for this task of the plan."""
-    method, flags, record = task.method, task.flags, task.record
-    rng = np.random.default_rng([flags["seed"] + 100 * flags.get("n_shot", 0), sum(map(ord, task.name))])
-    ease = np.random.default_rng(5).uniform(0.2, 1.8, N)  # questions differ, alike for all
-    skill = SPECIAL.get(record["variant"], SKILL[method]) * {"heavy": 3, "heavy2": 3}.get(record["base"], 1)
-    skill *= 1 + 0.1 * (record["tokens"] == LATE)
-    n, ks = flags["n_samples"], flags["k"]
-    hits = rng.binomial(n, np.clip(skill * ease, 0, 1))
-    scores = {f"pass@{k}": mean_stderr([pass_at_k(n, int(c), k) for c in hits]) for k in ks}
-    columns = {
-        "qid": [f"q/{i}" for i in range(N)], "n": [n] * N, "strict": hits.tolist(), "flexible": hits.tolist(),
-        "formatted": [n] * N, "finished": [n] * N, "gold": [str(i) for i in range(N)],
-        "answers": [{str(i): int(c), "-1": int(n - c)} for i, c in enumerate(hits)],
-    }  # fmt: skip
-    one = {"n_questions": N, "format_rate": 1.0, "finish_rate": 1.0, "guess_floor": {str(k): 0.01 for k in ks}}
-    one |= {"questions": columns, "flexible": scores, "strict": scores}
-    known = np.random.default_rng(6).uniform(size=50) < GENERAL[method]
-    bench = dict.fromkeys(["acc", "acc_norm"], float(known.mean())) | {"chance": 0.25}
-    bench |= {"hits": "".join(str(int(k)) for k in known), "facts": [i % 40 for i in range(50)]}
-    moved = dict(distance=1.0, relative_distance=0.01 * (1 + flags["seed"]), kl=0.1, loss=1.1, loss_reference=1.0)
-    out = {"commit": "abc", "settings": flags, "questions": {t: one for t in flags["tasks"] if t in ("gsm", "hard")}}
-    out["benchmarks"] = {t: bench for t in flags["tasks"] if t in BENCHMARKS}
-    out |= {"movement": moved} if "reference" in task.inputs else {}
-    return out | ({"general_average": float(known.mean())} if out["benchmarks"] else {})
+def pages(text: str) -> dict[str, str]:
+    """Of report.md: key of the claim or control (else the heading) -> what stands under it."""
+    return {part.split("\n")[0].split(". ")[0]: part for part in text.split("\n## ")[1:]}
 
 
-def made_up(folder, preset, keep=lambda task: True):
-    """A study's folder as the runner leaves it, with these of its runs finished."""
-    plan = make_plan(preset, 1)
-    study = Folder(folder, plan.tasks)
-    first = {f"q/{i}": str(i if i < N // 20 else -1) for i in range(N)}  # is the answer of one question in twenty
-    copying = {"first": first, "alone": 1 / 20, "floor": {"1": 0.05, "8": 0.1, "32": 0.2}}
-    (folder / "meta.json").write_text("{}")
-    for task in filter(keep, study.tasks):
-        path = study.path(task)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if task.kind == "eval":
-            path.write_text(json.dumps(result(task)))
-            rows = [
-                {"task": "gsm", "prompt": f"Q{i}?", "gold": "7", "completion": f" by {task.method}"} for i in range(2)
-            ]
-            path.with_suffix(".samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        else:
-            batch = task.flags.get("batch_tokens", 0)
-            row = {"reward/mean": 0.1, "reward/hits": 9, "completion/tokens": 9, "reward/frac_zero_std_groups": 0.5}
-            steps = range(task.flags["steps"] % 16, task.flags["steps"] + 1, 16)  # every one of the pre-training's
-            rows = [{"step": s, "train/tokens": s * batch, "eval/loss": 3 - s / STEPS, **row} for s in steps]
-            (path.parent / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    header = header_of(plan, 2, "cpu", ["python"], folder) | {"copying": copying, "seconds": 1.0}
-    write_manifest(Runner(study, folder), header)
-    report.build(folder)
-    return folder
+def folded(page: str) -> dict[str, str]:
+    """Of report.html the same; what folds away is in it."""
+    return {part.split(">")[1].split(".")[0].split("<")[0]: part for part in page.split("<h2 ")[1:]}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return made_up(tmp_path_factory.mktemp("whole"), "lab")
+# ---------------------------------------------------------------- what it holds
+def test_every_claim_and_control_has_its_page(whole):
+    text, page = (whole / "report.md").read_text(), folded((whole / "report.html").read_text())
+    found = pages(text)
+    for key in (*(f"C{i}" for i in range(1, 12)), "K1", "K2", "K3", "K4"):
+        assert found[key].count("](figures/") == 1, key  # one each
+        assert "<summary>Commands, first seed" in page[key] and "python train" in page[key] + page["C1"], key
+    for name in re.findall(r"\]\(figures/([^)]*)\)", text):
+        assert (whole / "figures" / name).read_bytes()[:4] == PNG
+    assert len(list((whole / "figures").iterdir())) == text.count("](figures/") == 17
+    assert "Shuffle control" in page["C5"] and "Shuffle control" in page["C7"] and "@256" in page["C5"]
+    assert all(f"<td data-name=\"T\">{t}</td>" in page["C5"] and f"RL − base, {n}-shot" in page["C5"]
+               for n in (0, 8) for t in (0.6, 1.0))  # fmt: skip
+    assert "FLOPs of pre-training" in page["C4"] and "No signal" in page["C1"] and "strict @1" in text
+    assert "How another pre-training would come out" in found["What remains open"]
+    assert "settings tried in tuning" in page["C5"]
+    assert "Mixed sources" not in text and "planned runs not run" not in "".join(page.values())
 
 
-@pytest.fixture(scope="module")
-def unseen():
-    """Figures are made and not drawn: drawing takes most of a report's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, path, **how: path.write_bytes(b""))
-        yield
+def test_what_folds_away_is_in_the_page_alone(whole):
+    text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
+    for told in ("exploratory: as predicted", "python train_rl.py", "best step", "SFT-Gold pass@32, late checkpoint"):
+        assert told not in text and told in page, told
+    assert re.search(r"SFT-Gold pass@32, late checkpoint</td><td data-name=\"target, %\">0 to 95</td>", page)
+    assert page.count("<details>") == page.count("</details>") > 30
 
 
-@pytest.fixture(scope="module")
-def cut_off(tmp_path_factory, whole, unseen):
-    """As after an hour: three seeds of the primary comparisons, and no more."""
-    block = re.compile("pre-training|base|C1 C2 C5 C6 C7: seed [123]")
-    return made_up(tmp_path_factory.mktemp("cut"), "lab", lambda task: block.match(task.block))
+def test_three_questions_are_read_out_once(whole):
+    """The first answer of each method; the fourth question and second answers are not shown."""
+    page = (whole / "report.html").read_text()
+    for i in range(3):
+        assert page.count(f"Q{i}?\n") == 1
+    assert "Q3?" not in page and "second by" not in page
+    (told,) = re.findall(r"Q0\?\n(.*?)\n\n", page, re.S)
+    for method in ("base", "rl", "sft", "gold", "sft_rl", "parallel"):
+        assert f"| first by {method}" in told
+    assert told.startswith("right answer            | 7\n2.0M base               | first by base\n2.0M RL ")
 
 
-def verdicts(folder):
-    return {c.key: c.verdict for c in (claim(Lab(folder)) for claim in CLAIMS)}
+def test_the_first_lines_say_what_came_out(whole):
+    """Title, five sentences, the claims table, the headline figure, how it was made: in this order."""
+    parts = (whole / "report.md").read_text().split("\n\n")
+    assert parts[0].startswith("# The claims of *RL Excursions") and parts[0].endswith("(preset `lab`)")
+    assert len(parts[1].splitlines()) == 5 and all(line.startswith("- **") for line in parts[1].splitlines())
+    assert parts[2].startswith("|  | claim | measured | the paper | at 2.0M tokens | at 8.2M tokens | verdict |")
+    assert len(parts[2].splitlines()) == 2 + 11 and "](figures/headline.png)" in parts[3]
+    assert "Preset `lab`, first seed 1, on `2 x CPU`" in parts[5] and "1 minutes by the clock" in parts[5]
 
 
-def test_known_effects_come_out(whole):
-    found = verdicts(whole)
-    assert found["C1"] == "reproduced"  # RL 8 % against 2 %
-    assert found["C2"] == "contradicted"  # RL 37 points below SFT→RL
-    assert found["C3"] == "mixed"  # RL above SFT, and Gold below RL
-    assert found["C4"] == "estimate" or found["C4"] == "undecided"  # two pre-trainings
-    assert found["C6"] == "reproduced" and found["C7"] == "mixed"  # parallel is above SFT, as RL, below SFT→RL
-    assert found["C8"] == "descriptive" and found["C9"] == "reproduced" and found["C11"] == "estimate"
-    assert found["C10"] in ("reproduced", "undecided")
+def test_the_head_says_which_code_made_what(whole):
+    """Runs, source hash, hours and share of time of each stage."""
+    text = (whole / "report.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if ".py` |" in line]
+    found = {row[0]: row[1:] for row in rows}
+    assert set(found) == {f"{name}.py" for name in ("train_pretrain", "train_sft", "train_rl", "merge", "evaluate")}
+    assert found["train_pretrain.py"][:2] == ["5 of 5", "hash of train_pretrain.py"]
+    assert abs(sum(int(row[-1].removesuffix(" %")) for row in found.values()) - 100) <= 3
+    runs = json.loads((whole / "runs.json").read_text())["runs"]
+    assert float(found["evaluate.py"][2]) == pytest.approx(6 * sum(r["kind"] == "eval" for r in runs) / 3600, abs=0.01)
+    assert "Commits `abc`" in text
 
 
-def test_a_gain_by_copying_is_named(whole):
-    """RL is right on no question whose answer is not its first number: the verdict stands, and says so."""
-    lab = Lab(whole)
-    assert not CLAIMS[0](lab).caveat  # by made-up skill, RL gains on all questions alike
-    for r in lab.evals:
-        columns = r["result"]["questions"]["gsm"]["questions"] if "gsm" in r["result"]["questions"] else None
-        if columns and r["split"] == "test":
-            columns["first"] = ["-1"] * 20 + columns["gold"][20:]
-            if r["method"] == "rl":
-                columns["flexible"][:20] = [0] * 20
-    claim = CLAIMS[0](lab)
-    assert claim.verdict == "reproduced" and "by copying the question's first number" in claim.caveat
-    assert f"**reproduced**, {claim.caveat}" in claims_table([claim])[2][0]
+def test_smoke_means_nothing_and_says_so(tmp_path, unseen):
+    """No claim, no verdict: a banner, the scores, how it was made."""
+    folder = made_up(tmp_path, "smoke")
+    text = report.build(folder).read_text()
+    page = (folder / "report.html").read_text()
+    assert "> **These numbers mean nothing." in text and '<p class="banner">These numbers mean nothing.' in page
+    for word in ("reproduced", "contradicted", "undecided", "estimate:", "verdict", "C1"):
+        assert word not in text and word not in page, word
+    assert "| SFT→RL | 1 |" in text and "`train_rl.py`" in text
 
 
-def test_cut_off_study_says_what_it_has(cut_off):
-    found = verdicts(cut_off)
-    assert found["C1"] == "reproduced" and found["C2"] == "contradicted" and found["C6"] == "reproduced"
-    assert all(found[key] == "not run" for key in ("C3", "C4", "C9"))
-    text = (cut_off / "report.md").read_text()
-    assert (
-        "planned runs not run" in text and "Partly run: 2 of 4 primary comparisons" in text
-    )  # C1: no other checkpoint
-    rows = [line for line in text.splitlines() if line.startswith("| [C2]")]
-    assert len(rows) == 1 and "| 3<br>3 |" in rows[0]
+# ---------------------------------------------------------------- size and form
+@pytest.mark.parametrize("folder", ["whole", *COMMITTED])
+def test_reports_are_small(folder, request):
+    folder = request.getfixturevalue(folder) if isinstance(folder, str) else folder
+    assert (folder / "report.md").stat().st_size <= 40_000
+    assert (folder / "report.html").stat().st_size <= 3_000_000
+    assert all(path.stat().st_size < 60_000 for path in (folder / "figures").iterdir())
 
 
-def test_a_laptop_gives_estimates(tmp_path, whole, unseen):
-    folder = made_up(tmp_path, "laptop")
-    found = verdicts(folder)
-    assert {found[f"C{i}"] for i in (1, 2, 3, 5, 6, 7, 11)} == {"estimate"} and found["C10"] == "estimate"
-    assert {found["C4"], found["C8"], found["C9"]} == {"not run"}
-    assert "estimate: as predicted" in (folder / "report.md").read_text()
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_a_committed_study_is_one_file_beside_its_report(folder):
+    names = {"README.md", "figures", "report.html", "report.md", archive.NAME}
+    assert {path.name for path in folder.iterdir()} == names
+    assert (folder / archive.NAME).stat().st_size <= 3_000_000
+    shown = re.findall(r"\]\(figures/([^)]*)\)", (folder / "report.md").read_text())
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(shown)
 
 
-def test_nothing_run_is_no_error(tmp_path, whole, unseen):
-    folder = made_up(tmp_path, "lab", lambda task: False)
-    assert set(verdicts(folder).values()) <= {"not run"} and "Not run." in (folder / "report.md").read_text()
-
-
-# ------------------------------------------------------------------------------------------------ by another route
-def rows_again(folder: Path) -> int:
-    """Rows of the claims table straight from the evaluations' files; returns how many were there to check."""
-    text, checked = (folder / "report.md").read_text(), 0
-    files = StudyFiles(folder)
-    runs, tokens = files.manifest["runs"], files.manifest["primary"]
-
-    def mean(method, tokens, k):
-        scores = {}
-        usual = dict(kind="eval", method=method, tokens=tokens, group="main", split="test", base="base", n_shot=0)
-        for r in runs:
-            if r["finished"] and all(r.get(key) == v for key, v in (usual | {"variant": ""}).items()):
-                q = files.json(r["out"])["questions"]["gsm"]["questions"]
-                missed = [
-                    np.prod([(n - c - i) / (n - i) for i in range(k)])
-                    for n, c in zip(q["n"], q["flexible"], strict=True)
-                ]
-                scores[r["seed"]] = 100 * (1 - np.mean(missed))
-        return scores
-
-    for t in tokens:
-        for a, b, k, said in (
-            ("rl", "sft_rl", 1, "RL − SFT→RL"),
-            ("parallel", "sft", 32, "pass@32, parallel − SFT"),
-            ("sft_rl", "sft", 1, "after SFT, pass@1"),
-        ):
-            left, right = mean(a, t, k), mean(b, t, k)
-            both = set(left) & set(right)
-            if both:
-                want = np.mean([left[s] - right[s] for s in both])
-                assert f"{amount(t)}: {said}: {want:+.1f} [" in text, (t, said, want)
-                checked += 1
-    return checked
-
-
-def test_rows_by_an_independent_route(whole):
-    assert rows_again(whole) == 6
-
-
-def test_the_independent_route_can_fail(whole, tmp_path):
-    """One count of one evaluation changed after the report was written: the rows no longer agree."""
-    for name in ("report.md", "runs.json"):
-        (tmp_path / name).write_text((whole / name).read_text())
-    (tmp_path / "evals").mkdir()
-    for path in (whole / "evals").glob("*-main-*.json"):
-        found = json.loads(path.read_text())
-        if path.name.startswith(f"sft_rl-base-{amount(LATE)}-s1"):
-            found["questions"]["gsm"]["questions"]["flexible"] = [0] * N
-        (tmp_path / "evals" / path.name).write_text(json.dumps(found))
-    with pytest.raises(AssertionError, match="RL − SFT→RL"):
-        rows_again(tmp_path)
-
-
-def test_rows_of_the_committed_study():
-    """The report in docs/results/lab is that of the evaluations beside it."""
-    folder = ROOT / "docs/results/lab"
-    if not (folder / "report.md").exists():
-        pytest.skip("no lab study is committed yet")
-    assert rows_again(folder) >= 3
-
-
-# ------------------------------------------------------------------------------------------------------- the pages
 def test_page_is_self_contained(whole):
     page = (whole / "report.html").read_text()
-    figures = list((whole / "figures").glob("*.png"))
-    assert page.count("data:image/png;base64,") >= len(figures) > 25 and not re.search(r'src="(?!data:)', page)
+    assert page.count("data:image/png;base64,") > 25 and not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<table>" in page and "**" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.S)
+    assert '<meta name="viewport" content="width=device-width' in page
     for anchor in re.findall(r'href="#([^"]*)"', page):
-        assert f'id="{anchor}"' in page
+        assert page.count(f'id="{anchor}"') == 1
+    for anchor in re.findall(r"\]\(#([^)]*)\)", text := (whole / "report.md").read_text()):
+        assert anchor in [slug(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")]
 
 
-def test_every_claim_and_control_has_its_page(whole):
-    text = (whole / "report.md").read_text()
-    pages = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
-    for key in (*(f"C{i}" for i in range(1, 12)), "K1", "K2", "K3", "K4"):
-        assert "](figures/" in pages[key] and "python " in pages[key], key
-    for key in ("C1", "C2", "C3", "C5", "C7", "C9"):
-        assert "right answer" in pages[key], key
-    for name in re.findall(r"\]\(figures/([^)]*)\)", text):
-        assert (whole / "figures" / name).read_bytes()[:4] == b"\x89PNG"
-    assert "Shuffle control" in pages["C5"] and "Shuffle control" in pages["C7"] and "@256" in pages["C5"]
-    assert all(f"| RL − base, {n}-shot | {t} |" in pages["C5"] for n in (0, 8) for t in (0.6, 1.0))
-    assert "FLOPs of pre-training" in pages["C4"] and "No signal" in pages["C1"] and "strict @1" in text
-    assert "How another pre-training would come out" in text.partition("## What remains open")[2].partition("## ")[0]
-    assert "settings tried in tuning" in pages["C5"]
-    assert re.search(r"\| SFT-Gold pass@32, late checkpoint \| 0 to 95 \| \d", text)  # on validation questions
-    assert "Mixed sources" not in text and "planned runs not run" not in text
+def test_nothing_from_runs_json_is_read_as_html(whole, tmp_path, unseen):
+    evil = '<script>alert("1")</script>|`**x**'
+
+    def change(manifest):
+        manifest.update(preset=evil, machine=evil, commit=evil)
+        for r in manifest["runs"]:
+            r["command"] = f"python {evil} x.py"
+        manifest["runs"][3] |= {"name": evil, "source": evil, "finished": False}
+
+    folder = changed(whole, tmp_path / "evil", change)
+    text, page = report.build(folder).read_text(), (folder / "report.html").read_text()
+    assert "<script" not in page and "<script" not in text
+    assert "&lt;script&gt;" in page and "script alert" in text
 
 
-def changed(whole, folder, change):
-    """A study in `folder` with the files of `whole` and its runs.json after `change`."""
-    for name in ("evals", "runs"):
-        (folder / name).symlink_to(whole / name)
-    manifest = json.loads((whole / "runs.json").read_text())
-    change(manifest)
-    (folder / "runs.json").write_text(json.dumps(manifest))
+def test_blocks_by_hand():
+    """Each kind of block in Markdown and in HTML; what is more, or code, folds away in the page alone."""
+    table = ("table", ["a|b", "c"], [["**x** < 1", "[C1](#c1-x)"], ["`p|q`", "[plan](../plan.md)"]])
+    blocks = [
+        ("head", 2, "C1. A→B, now"),
+        ("banner", "Mind"),
+        ("text", "*so*\n  it is"),
+        ("list", ["one", "two"]),
+        table,
+    ]
+    blocks += [("more", "rest", [("text", "hidden")]), ("code", "commands", ["a < b", "c"]), ("table", ["a"], [])]
+    text = markdown(blocks)
+    assert text.startswith(
+        "## C1. A→B, now\n\n> **Mind**\n\n*so* it is\n\n- one\n- two\n\n| a\\|b | c |\n| --- | --- |\n"
+    )
+    assert "| **x** &lt; 1 | [C1](#c1-x) |" in text and text.endswith("\n\nNot run.\n")
+    assert "hidden" not in text and "commands" not in text
+    page = html("t<", blocks, {})
+    assert '<h2 id="c1-ab-now">C1. A→B, now</h2>' in page and "<title>t&lt;</title>" in page
+    assert '<td data-name="a|b"><b>x</b> &lt; 1</td>' in page and '<a href="#c1-x">C1</a>' in page
+    assert ">plan</td>" in page and "<summary>rest</summary>\n<p>hidden</p>" in page
+    assert "<summary>commands</summary><pre>a &lt; b\nc</pre>" in page and "<li>two</li>" in page
+    with pytest.raises(ValueError, match="no such block"):
+        html("", [("heading", "x")], {})
 
 
+# ---------------------------------------------------------------- what was not as it should be
 def test_mixed_sources_are_flagged(tmp_path, whole):
     def change(manifest):
         for i, r in enumerate(r for r in manifest["runs"] if r["kind"] == "eval"):
             r["source"] = "one" if i else "two"
+        manifest["runs"][0]["accepted"] = "one"
 
-    changed(whole, tmp_path, change)
-    assert "Mixed sources" in report.provenance(Lab(tmp_path))[0][0][1][1]
-
-
-def test_diagnostic_reads_the_loss_at_the_checkpoint(whole):
-    lab = Lab(whole)
-    assert validation_loss(lab, "base", LATE) == 2.0 and validation_loss(lab, "base", LATE + 1) is None
+    told = report.made_by(Lab(changed(whole, tmp_path / "mixed", change)))
+    assert any("Mixed sources" in line for line in told[0][1]) and "`one`, `two`" in str(told[1])
+    assert any("1 runs of other code than today's were accepted" in line for line in told[0][1])
+    assert "Mixed sources" not in str(report.made_by(Lab(whole)))
 
 
-def test_movement_note_by_hand():
-    """SFT at distances 1, 2, 3 has general 0.9, 0.8, 0.6; RL at 2.5 has 0.85: SFT there 0.7."""
-    usual = dict(group="main", seed=1, kl=1.0, loss=0.0)
-    rows = [
-        {"method": "sft", "distance": d, "general": g, "pass@1": 0.1, **usual}
-        for d, g in ((1, 0.9), (2, 0.8), (3, 0.6))
-    ]
-    rows.append({"method": "rl", "distance": 2.5, "general": 0.85, "pass@1": 0.1, **usual})
-    assert "85.0 and +0.0000; SFT moved as far: 70.0 and" in k1_note(rows)[0]
-    rows[-1]["distance"] = 0.5  # nearer than any SFT run: between the base, 1.0, and the first of them
-    assert "outside" in k1_note(rows)[0] and "moved least, SFT, 1.0000): 95.0 and" in k1_note(rows, 1.0)[0]
+def test_other_code_of_another_stage_is_no_mix(tmp_path, whole):
+    """Each stage has a hash of its own."""
+    hashes = {row[0]: row[2] for row in report.made_by(Lab(whole))[1][2]}
+    assert len(set(hashes.values())) == 5
 
 
-def test_an_estimate_says_its_side_only_when_its_rows_agree():
-    """Three one-seed rows: two as predicted and one opposite; then two that agree."""
-    rows = [Comparison("a", of_rows([np.full(9, d)])) for d in (0.1, 0.2, -0.1)]
-    for shown, said in ((rows, "**estimate**"), (rows[:2], "**estimate**: as predicted")):
-        claim = Claim("C1", "title", "statistic", "paper", shown)
-        claim.done()
-        assert claims_table([claim])[2][0][6] == said
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"questions": ', "no readable evaluation"),
+        ("[]", "dict is needed"),
+        ('{"questions": [], "benchmarks": {}}', "'questions' must be dict"),
+        ('{"questions": {"gsm": {"questions": {"n": [4], "strict": ["4"]}}}, "benchmarks": {}}', "list of 1 int"),
+        ('{"questions": {}, "benchmarks": {"facts": {"hits": "12", "facts": [0, 1]}}}', "hits must be 0 or 1"),
+        ('{"questions": {}, "benchmarks": {}, "movement": {"kl": NaN}}', "NaN is no number"),
+        ('{"questions": {}, "benchmarks": {}, "movement": {"kl": 1}}', "'relative_distance' must be int or float"),
+    ],
+)
+def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole, content, why):
+    """Whatever is wrong with it; the report names it and why."""
 
-
-def test_a_broken_evaluation_counts_as_not_run(tmp_path, whole):
     def change(manifest):
         victim = next(r for r in manifest["runs"] if r["name"].startswith(f"rl-base-{amount(LATE)}-s1-test"))
         victim["out"] = "broken.json"
 
-    changed(whole, tmp_path, change)
-    (tmp_path / "broken.json").write_text('{"questions": ')
-    lab = Lab(tmp_path)
-    assert set(lab.by_seed("rl", LATE)) == {2, 3, 4} and "broken.json: no readable evaluation" in lab.unreadable[0]
+    folder = changed(whole, tmp_path / "broken", change)
+    (folder / "broken.json").write_text(content)
+    lab = Lab(folder)
+    assert set(lab.by_seed("rl", LATE)) == {2, 3, 4}
+    assert len(lab.unreadable) == 1 and "broken.json" in lab.unreadable[0] and why in lab.unreadable[0]
+    assert "1 evaluations could not be read and count as not run" in str(report.made_by(lab))
+
+
+def test_what_evaluate_writes_passes_the_check(whole):
+    lab = Lab(whole)
+    assert not lab.unreadable
+    for r in lab.evals:
+        check_evaluation(r["result"], r["name"])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        (("runs",), {}, "'runs' must be list"),
+        (("preset",), None, "'preset' must be str, got nothing"),
+        (("seed",), "1", "'seed' must be int"),
+        (("primary",), [1.5], "'primary' must be numbers of tokens"),
+        (("copying", "floor"), 3, "'floor' must be dict"),
+        (("copying", "first", "q/0"), 3, "'q/0' must be str"),
+        (("runs", 5), "x", "run 5: an object is needed"),
+        (("runs", 5, "tokens"), "many", "run 5: 'tokens' must be int"),
+        (("runs", 5, "out"), ["a"], "run 5: 'out' must be str"),
+        (("runs", 5, "out"), "../../secret.json", "not in the study's folder"),
+        (("runs", 5, "method"), "ppo", "is no kind of run"),
+        (("runs", 5, "seconds"), "long", "run 5: 'seconds' must be int or float"),
+        (("runs", 0, "config"), {"steps": "six"}, "run 0: 'steps' must be int"),
+        (("runs", 0, "preset"), "huge", "none of the models"),
+    ],
+)
+def test_wrong_types_in_runs_json_end_in_a_sentence(tmp_path, cut_off, place, value, why):
+    def change(manifest):
+        for key in place[:-1]:
+            manifest = manifest[key]
+        manifest[place[-1]] = value
+
+    folder = changed(cut_off, tmp_path / "wrong", change)
+    try:
+        told = "; ".join(Lab(folder).unreadable)
+    except UserError as error:
+        told = str(error)
+    assert why in told and "\n" not in told and len(told) < 400
 
 
 def test_a_folder_that_is_no_study(tmp_path):
-    with pytest.raises(UserError, match="runs.json"):
+    with pytest.raises(UserError, match="no runs.json or runs.json.gz there"):
         report.build(tmp_path)
 
 
-def test_controls_are_compared_with_their_method(whole):
-    """SFT of 2.2 % and 60 beside parallel of 8.8 % and 90: −6.6 and −30 points; a variant of parallel: none."""
-    _, _, rows = control_differences(Lab(whole), "K3")
-    rows = {r[0]: r[1:] for r in rows}
-    seeds, one, _, general = rows["SFT half_rate − parallel"]
-    assert seeds == "3" and abs(float(one.split()[0]) + 6.6) < 1 and abs(float(general.split()[0]) + 30) < 6
-    low, high = map(float, re.findall(r"[-+][.\d]+(?=[,\]])", rows["parallel sync_end − parallel"][1]))
-    assert low < 0 < high
-    assert {r[0].split(" − ")[1] for r in control_differences(Lab(whole), "K4")[2]} == {"RL", "SFT"}
+def test_the_old_report_stays_until_the_new_one_is_written(tmp_path, unseen, monkeypatch):
+    """A report that fails on the way, at any place, leaves what was there."""
+    folder = made_up(tmp_path, "smoke")
+    names = [report.build(folder), folder / "report.html", folder / "figures" / "headline.png"]
+    before = [path.read_bytes() for path in names]
+    for place in ("html", "markdown", "judged"):
+        with monkeypatch.context() as patch:
+            patch.setattr(report, place, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                report.build(folder)
+        assert [path.read_bytes() for path in names] == before
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".tmp")]
 
 
+def test_an_archive_gives_the_same_report(whole, tmp_path, unseen):
+    """Packed, the study is judged and told as before, to the letter; of live samples only the first are read."""
+    report.build(whole)
+    archive.pack(whole, tmp_path / archive.NAME, [])
+    place = re.compile(r"\[docs/analysis_plan.md\]\([^)]*\)")
+    text = report.build(tmp_path).read_text()
+    assert place.sub("", text) == place.sub("", (whole / "report.md").read_text())
+    page, live = (tmp_path / "report.html").read_text(), (whole / "report.html").read_text()
+    assert page == live
+
+
+def test_figures_of_an_earlier_report_go(tmp_path, unseen):
+    folder = made_up(tmp_path, "smoke")
+    (folder / "figures").mkdir()
+    for name in ("c1.png", "mine.png"):
+        (folder / "figures" / name).write_bytes(PNG)
+    report.build(folder)
+    assert {path.name for path in (folder / "figures").iterdir()} == {"headline.png", "mine.png"}
+
+
+def test_the_short_table_is_printed(whole, monkeypatch, capsys):
+    before = (whole / "report.md").stat().st_mtime_ns
+    monkeypatch.setattr("sys.argv", ["report", str(whole), "--claims"])
+    report.main()
+    head, rule, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| claim of the paper | the paper | here | verdict |" and len(rows) == 11
+    assert rows[1].startswith(
+        "| RL alone gets as far as SFT followed by RL | −12.0 at 4B, +1.1 at 44B | pass@1, RL − SFT→RL"
+    )
+    assert (whole / "report.md").stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------- README
 def numbers(text: str) -> list[str]:
-    """Each "d [low, high]" in a text, in the report's spelling: signs written out, minus as a hyphen."""
-    plain = text.replace("−", "-")
-    sign = lambda x: x if x[0] in "+-" else "+" + x  # noqa: E731
+    """Each "d [low, high]" in a text, in one spelling: signs written out, minus as a hyphen."""
+    plain = re.sub(r"<[^>]*>", " ", text).replace("−", "-")
+
+    def sign(x: str) -> str:
+        return x if x[0] in "+-" else "+" + x
+
     return [f"{sign(d)} [{sign(low)}, {sign(high)}]" for d, low, high in re.findall(TRIPLE, plain)]
 
 
 def test_readme_says_what_the_reports_say():
-    """Its intervals, counts and scores stand in the lab's report, in the report's spelling."""
-    readme, lab = (ROOT / "README.md").read_text(), (ROOT / "docs/results/lab/report.md").read_text()
-    told = numbers(readme)
-    assert len(told) > 30 and set(told) <= set(numbers(lab)), sorted(set(told) - set(numbers(lab)))
-    assert re.search(r"(\d+ of \d+) planned", readme)[1] in lab
-    names = "base, 8-shot|base, 0-shot|base, 4-shot|RL|SFT|SFT-Gold|SFT→RL|parallel|*guess floor*".split("|")
-    rows = [[cell.strip().split(" ± ")[0] for cell in row.split("|")[1:-1]] for row in lab.splitlines()]
-    rows = {r[1].split(", best on")[0]: r for r in rows if len(r) == 11 and r[0] in ("8.2M", "")}
-    for line, columns in (("ours", (3, 5)), ("ours, general", (10,))):
-        ours = re.search(rf"^\| {line} \|(.*)\|$", readme, re.M)[1].split("|")
-        for name, cell in zip(names, ours, strict=True):
-            if cell.strip() and rows[name][columns[0]] != "–":
-                assert cell.strip() == " / ".join(rows[name][c] for c in columns), (line, name)
+    """Its intervals stand in the lab's report."""
+    told = numbers((ROOT / "README.md").read_text())
+    page = numbers((ROOT / "docs/results/lab/report.html").read_text())
+    assert set(told) <= set(page), sorted(set(told) - set(page))
+
+
+def test_a_wrong_interval_would_be_found():
+    assert numbers("−0.1 [−0.3, 0.1] and 2.4 [+1.1, +3.7]") == ["-0.1 [-0.3, +0.1]", "+2.4 [+1.1, +3.7]"]

@@ -1,0 +1,31 @@
+"""Made-up studies, whole and cut off, with their reports."""
+
+import re
+
+import pytest
+from made_up import made_up
+from matplotlib.figure import Figure
+from PIL import Image
+
+from study import report
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A lab with all its runs. Its figures are drawn."""
+    folder = made_up(tmp_path_factory.mktemp("whole"), "lab")
+    report.build(folder)
+    return folder
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """Figures are made and not drawn: drawing takes most of a report's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: Image.new("RGB", (9, 9)).save(file, "PNG"))
+
+
+@pytest.fixture(scope="session")
+def cut_off(tmp_path_factory):
+    """As after an hour: three seeds of the primary comparisons, and no more. No report."""
+    block = re.compile("pre-training|base|C1 C2 C5 C6 C7: seed [123]")
+    return made_up(tmp_path_factory.mktemp("cut"), "lab", lambda task: bool(block.match(task.block)))
