@@ -82,7 +82,8 @@ def generate(
         (head,) = to_autocast(model.head_weight)  # once, not once a token
         last, cache = read(model, prompts, prefix or [])
         batch = Unfinished(model, cache, n_samples)
-        h = repeat_last(last.repeat_interleave(n_samples, dim=0), batch_rows(N))
+        h = last.repeat_interleave(n_samples, dim=0)  # a completion begins where its prompt ends
+        h = repeat_last(h, batch_rows(N))
         for step in range(max_new_tokens):
             ids = batch.ids  # (R,): which of the N completions the rows of h are
             logits = float32_logits(h, head)[: len(ids)]  # (R, V)
@@ -135,8 +136,8 @@ class Unfinished:
         .  padding                                        _  free slots; 16 more when there are none
 
     Rows stand in any order: the last ones take the places of those that leave, so that few tails are copied. Only to
-    read the prompts' keys, one matrix product for all rows of a prompt, are they put side by side: each prompt has
-    `group` seats, some of them empty.
+    meet the prompts' keys, in one matrix product for all rows of a prompt, are they put side by side: each prompt has
+    `group` seats, some of them empty. `rows` is R rounded up (`batch_rows`): those beyond are copies of the last.
     """
 
     def __init__(self, model, prompts: PromptCache, n_samples: int):
@@ -154,7 +155,7 @@ class Unfinished:
         left = int((~done).sum())
         holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
         for x in (self.ids, self.prompt, *(x for kv in self.tails for x in kv)):
-            x[holes.to(x.device)] = x[movers.to(x.device)]
+            x.index_copy_(0, holes.to(x.device), x.index_select(0, movers.to(x.device)))
         self.ids, self.prompt = self.ids[:left], self.prompt[:left]
         self.take_seats()
 
