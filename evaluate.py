@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from common import UserError, clear_temporaries, load_checkpoint, provenance, run, setup, writable_dir
-from data.benchmarks import REAL_TASKS, WORLD_TASKS, load_benchmark, score_benchmark
+from data.benchmarks import REAL_TASKS, WORLD_TASKS, encode_item, load_benchmark, score_benchmark
 from data.files import write_json, write_jsonl
 from data.math_qa import (
     TASKS,
@@ -268,12 +268,14 @@ def load_reference(args, ckpt: dict, enc, device):
 
 def score_tasks(model, enc, tasks: list[str], args, device) -> tuple[dict, list[dict]]:
     """(results of all tasks, readable samples); every file is read before the first task is sampled."""
-    files = {
-        task: read_task(enc, task, model.config.block_size, args)
-        if task in TASKS
-        else load_benchmark(task, args.data, args.split, args.limit)
-        for task in tasks
-    }
+    files = {}
+    for task in tasks:
+        if task in TASKS:
+            files[task] = read_task(enc, task, model.config.block_size, args)
+            continue
+        files[task] = load_benchmark(task, args.data, args.split, args.limit)
+        for item in files[task]:
+            encode_item(enc, item, model.config.block_size)  # refuses a choice that does not fit
     results: dict = {"questions": {}, "benchmarks": {}}
     samples: list[dict] = []
     for task in tasks:

@@ -32,7 +32,7 @@ import tiktoken
 
 from common import UserError, run
 from data.files import read_rows
-from data.math_qa import find_file
+from data.questions import find_file
 
 WORLD_TASKS = ("lastword", "events", "facts", "twohop", "tools", "apply")
 REAL_FILES = {

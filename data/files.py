@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 BOM = b"\xef\xbb\xbf"
 MEND = "mend the file or make it again"
+ODD_ROWS = 0.01  # share of a file's rows that may be odd, and are left out
 
 
 class UserError(Exception):
@@ -143,6 +144,16 @@ def read_rows(path: str | os.PathLike, dropped: list[str] | None = None) -> Iter
         if dropped is None:
             raise UserError(f"{what}; mend or remove it")
         dropped.append(what)
+
+
+def leave_out(odd: list[str], rows: int) -> None:
+    """Tell that the `odd` ones of a file's `rows` are left out; UserError if they are more than ODD_ROWS of them."""
+    if not odd:
+        return
+    count = f"{len(odd):,} of {rows:,} rows are odd"
+    if len(odd) > ODD_ROWS * rows:
+        raise UserError(f"{odd[0]} ({count}; at most {ODD_ROWS:.0%} may be, and are left out)")
+    print(f"note: {count} and left out; the first: {odd[0]}", flush=True)
 
 
 def field(row: dict, key: str, kind: type | tuple[type, ...], where: str | os.PathLike, mend: str = MEND) -> Any:

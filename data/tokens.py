@@ -26,8 +26,9 @@ import tiktoken
 import torch
 
 from common import UserError, run
-from data.files import counted, field, inside, open_bytes, read_json, read_rows, suffix, write_json
-from data.math_qa import format_prompt, format_target, load_questions, template_for
+from data.files import counted, field, inside, leave_out, open_bytes, read_json, read_rows, suffix, write_json
+from data.math_qa import format_prompt, format_target, template_for
+from data.questions import load_questions
 from data.tokenizer import load_tokenizer, save_ranks, tokenizer_id
 
 FORMAT = 1
@@ -251,13 +252,17 @@ def write_meta(folder: str | os.PathLike, enc: tiktoken.Encoding, meta: dict) ->
 def read_documents(path: str | os.PathLike) -> Iterator[str]:
     """Documents of a .jsonl or .json file (Dolma form, one {"text"} a line, or an array of them) or of a .txt or .md
     file in UTF-8, which is cut at line ends, and within longer lines, into pieces of about 16,000 characters, so that
-    some can be held out. Each may be gzipped."""
+    some can be held out. Each may be gzipped. Odd rows are left out, if they are few."""
     if suffix(path) in (".jsonl", ".json"):
-        for where, row in read_rows(path):
+        rows, without, odd = 0, 0, []
+        for where, row in read_rows(path, odd):
+            rows += 1
             if not isinstance(row.get("text"), str):
-                raise UserError(f'{where}: needs a "text" string, has keys {sorted(row)!r:.80}; mend that row')
-            if row["text"].strip():
+                odd.append(f'{where}: needs a "text" string, has keys {sorted(row)!r:.80}; mend that row')
+                without += 1
+            elif row["text"].strip():
                 yield row["text"]
+        leave_out(odd, rows + len(odd) - without)
         return
     if suffix(path) not in (".txt", ".md"):
         raise UserError(f"{path}: unknown kind of file; give .txt, .md, .jsonl or .json, each also with .gz")
@@ -280,12 +285,12 @@ def read_documents(path: str | os.PathLike) -> Iterator[str]:
 def read_worksheets(path: str | os.PathLike, enc: tiktoken.Encoding, max_tokens: int, seed: int) -> Iterator[str]:
     """Documents of 1 to 10 worked problems from a question file, joined exactly as few-shot prompts are and at most
     max_tokens long (a single longer problem stays whole). Only the train part: held-out validation questions
-    (data.math_qa) do not enter pre-training."""
+    (data.questions) do not enter pre-training."""
     first = next((row for _, row in read_rows(path)), {})
     kinds = {"question": "gsm8k", "expected_answer": "openmath", "solution": "math"}
     task = next((kinds[key] for key in kinds if key in first), None)
     if task is None:
-        raise UserError(f"{path}: not a question file (GSM8K, MATH or OpenMathInstruct-2 rows); see data/math_qa.py")
+        raise UserError(f"{path}: not a question file (GSM8K, MATH or OpenMathInstruct-2 rows); see data/questions.py")
     template, rng = template_for(task), random.Random(seed)
     sheet, used, wanted = "", 0, rng.randint(1, 10)
     questions = [question for question in load_questions(path, task, "train") if question.solutions]

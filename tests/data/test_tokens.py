@@ -288,6 +288,18 @@ def test_a_missing_source_leaves_the_prepared_folder_whole(tmp_path):
     assert load_meta(tmp_path / "out")["kind"] == "text"
 
 
+def test_odd_documents_among_many_are_left_out_and_counted(tmp_path, capsys):
+    rows = [json.dumps({"text": f"Document {n}."}) for n in range(300)]
+    (tmp_path / "web.jsonl").write_text("\n".join([*rows[:9], '{"txet": 1}', '{"text": "torn', *rows[9:]]))
+    assert len(list(read_documents(tmp_path / "web.jsonl"))) == 300
+    assert (
+        f"note: 2 of 302 rows are odd and left out; the first: {tmp_path / 'web.jsonl'}:10" in capsys.readouterr().out
+    )
+    (tmp_path / "web.jsonl").write_text("\n".join([*rows, *['{"text": 3}'] * 4]))
+    with pytest.raises(UserError, match="web.jsonl:301: .*4 of 304 rows are odd; at most 1%"):
+        list(read_documents(tmp_path / "web.jsonl"))
+
+
 def test_answers_without_solutions_make_no_worksheets(tmp_path):
     (tmp_path / "only.jsonl").write_text('{"problem": "1+1?", "expected_answer": "2"}\n')
     with pytest.raises(UserError, match="without solutions"):

@@ -1,15 +1,16 @@
-"""Rows that do not fit the context, questions among their own exemplars, counts that cannot sort questions.
-pytest -q tests/test_lengths.py"""
+"""What stages take of their data: rows that fit, exemplars that are not the question, counts that can sort, folders.
+pytest -q tests/test_stage_data.py"""
 
 import json
 import shutil
 
 import pytest
-from tiny import BYTES, read_jsonl, row, tiny_model, write_ckpt, write_jsonl
+from tiny import BYTES, load, read_jsonl, row, tiny_model, write_ckpt, write_jsonl
 
 import evaluate
 from data.math_qa import load_questions
 from data.pass_at_k import fitting
+from data.tokenizer import tokenizer_id
 
 RL = "--steps 1 --prompts-per-step 2 --group-size 2".split()
 STAGES = {"train_sft": "--steps 1 --batch-size 2".split(), "train_rl": RL, "merge": [*RL, "--batch-size", "2"]}
@@ -147,3 +148,23 @@ def test_counts_that_are_not_whole_are_refused(refused, world, base, tmp_path, c
     by.write_text(json.dumps({"settings": settings, "questions": {"gsm": {"questions": counts}}}))
     flags = ("--init", base, "--data", world, *RL, "--only", "easy", "--by", by, "--out", tmp_path / "run")
     refused("train_rl", *flags, words=("by.json", "evaluate.py --split train"))
+
+
+def test_a_folder_named_as_a_tokenizer_is_a_folder(ok, refused, world, tmp_path, monkeypatch):
+    """--data world and --data gpt2 mean folders, though tokenizers have these names."""
+    monkeypatch.chdir(tmp_path)
+    shape = "--preset tiny --block-size 32 --batch-tokens 64 --steps 1".split()
+    for name in ("world", "gpt2"):
+        refused("train_pretrain", "--data", name, *shape, "--out", name + "_none", words=("no such data folder",))
+        shutil.copytree(world, name)
+        ok("train_pretrain", "--data", name, *shape, "--out", name + "_run")
+        assert load(tmp_path / f"{name}_run" / "ckpt_000001.pt")["tokenizer"] == tokenizer_id(BYTES)
+    flags = ("--init", "gpt2_run/ckpt_000001.pt", "--data", "gpt2", *RL, "--max-new-tokens", "8", "--out", "rl")
+    assert "gsm questions" in ok("train_rl", *flags).out
+
+
+def test_a_choice_too_long_is_refused_before_anything_is_sampled(stage, long_world, base, tmp_path):
+    write_jsonl(long_world / "bench_facts.jsonl", [{"context": "Ann has", "choices": ["a hat", "x" * 100], "gold": 0}])
+    flags = ("--ckpt", base, "--data", long_world, "--tasks", "gsm", "facts", *QUICK, "--out", tmp_path / "r.json")
+    ended = stage("evaluate", *flags)
+    assert ended.code == 2 and "does not fit the context of 96" in ended.err and "questions |" not in ended.out
