@@ -300,6 +300,15 @@ def write_results(c: Comparison, folder: Folder) -> None:
     print(f"\nwrote {', '.join(shown(c.args.out / name) for name in ('compare.md', 'compare.json', CURVES))}")
 
 
+def print_plan(c: Comparison, folder: Folder) -> None:
+    stale = folder.stale()
+    for task in c.tasks:
+        done = folder.finished(task) and task not in stale
+        why = "  (made by other code)" * (task in stale)
+        cost = "done" if done else f"{task.cost:.0f} s"
+        print(f"{cost:>7}  {task.name:<32} {task.script} {shlex.join(words(task.flags))}{why}")
+
+
 def main() -> None:
     args = parse_args()
     plot.pyplot()  # without it, say so before the work
@@ -313,9 +322,7 @@ def main() -> None:
     cost = minutes(sum(task.cost for task in c.tasks) / session.jobs)
     print(f"{what}, about {cost} from nothing, {session.jobs} side by side", flush=True)
     if args.plan:
-        for task in c.tasks:
-            done = "done" if session.folder.finished(task) else f"{task.cost:.0f} s"
-            print(f"{done:>7}  {task.name:<32} {task.script} {shlex.join(words(task.flags))}")
+        print_plan(c, session.folder)
         return
     writable_dir(args.out)
     lock(args.out)

@@ -113,6 +113,10 @@ def test_an_edited_fork_is_run_again_and_nothing_else(compare_here, tmp_path, ca
     assert len(compare_here(*settings, flags=("--seeds", 1))) == 5
     fork.write_text(fork.read_text().replace("return -(logprobs * mask).sum() / denom", "return (logprobs * 0).sum()"))
     capsys.readouterr()
+    assert compare_here(*settings, flags=("--seeds", 1, "--plan")) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("(made by other code)" in line for line in lines) == 2
+    assert sum(line.split()[0] == "done" for line in lines) == 3
     assert compare_here(*settings, flags=("--seeds", 1)) == ["mine-s1", "mine-s1-val"]
     assert "other code than today's" in capsys.readouterr().out
     loss = [json.loads(line)["train/loss"] for p in tmp_path.glob("out/runs/mine*/metrics.jsonl") for line in p.open()]
