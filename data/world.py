@@ -26,6 +26,7 @@ any text is written. Worksheets in the pre-training text use train chains alone.
 import argparse
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from common import UserError, run
+from common import UserError, read_source, run
 from data.files import write_json, write_jsonl, write_text
 from data.math_qa import guess_floor
 from data.tokenizer import EOT, make_encoding, save_ranks, tokenizer_id, train_bpe
@@ -316,11 +317,14 @@ def question_rows(task: str, seed: int) -> dict[str, list[dict]]:
 
 # ---------------------------------------------------------------- files
 def token_stream(
-    make: Callable[[random.Random], str], rng: random.Random, enc: tiktoken.Encoding, n_tokens: int
+    make: Callable[[random.Random], str], rng: random.Random, enc: tiktoken.Encoding, n_tokens: int, name: str = "text"
 ) -> np.ndarray:
-    """Exactly n_tokens of documents, each behind an end-of-text token, (n_tokens,) uint16."""
-    pieces, total = [], 0
+    """Exactly n_tokens of documents, each behind an end-of-text token, (n_tokens,) uint16. Says how far it is."""
+    pieces, total, told = [], 0, time.time()
     while total < n_tokens:
+        if time.time() - told > 2:
+            print(f"writing {name}: {total:,} of {n_tokens:,} tokens", flush=True)
+            told = time.time()
         text = "".join(EOT + make(rng) for _ in range(2000))
         pieces.append(enc.encode_to_numpy(text, allowed_special={EOT}).astype(np.uint16))
         total += len(pieces[-1])
@@ -328,9 +332,10 @@ def token_stream(
 
 
 def code_hash() -> str:
-    """Of the code that decides what a world holds. A folder's file `made_by` has that of the code that made it."""
+    """Of the code that decides what a world holds, not of its comments and layout. A folder's file `made_by` has that
+    of the code that made it."""
     files = [Path(__file__), Path(__file__).with_name("world_general.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return hashlib.sha256(b"".join(read_source(path)[1] for path in files)).hexdigest()
 
 
 def build(out: Path, seed: int, n_tokens: int) -> tuple:
@@ -347,6 +352,7 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
         "math.bin": round(n_tokens * MATH_SHARE),
         "hard.bin": round(n_tokens * MIXES["math-heavy"]["hard.bin"]),
     }
+    print("drawing questions, training the tokenizer", flush=True)
     rows = {task: question_rows(task, seed) for task in DRAW}
     items = benchmarks(seed, facts)
 
@@ -357,7 +363,7 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
     enc = make_encoding("world", train_bpe(sample, VOCAB_SIZE, forced=forced))
     save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
     for name, make in makers.items():
-        token_stream(make, random.Random(f"{seed}:{name}"), enc, sizes[name]).tofile(out / name)
+        token_stream(make, random.Random(f"{seed}:{name}"), enc, sizes[name], name).tofile(out / name)
     rng = random.Random(f"{seed}:val.bin")
     held_out = [token_stream(makers[f], rng, enc, round(n_tokens * share / 60)) for f, share in MIXES["base"].items()]
     sizes["val.bin"] = sum(map(len, held_out))

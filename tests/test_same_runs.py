@@ -14,7 +14,7 @@ ONE = {
     "settings": {"out": "here"},
     "source": "abc",
     "seconds": 1.5,
-    "questions": {"gsm": {"flexible": {"pass@1": {"value": 0.1 + 0.2}}, "questions": {"flexible": [1, 2]}}},
+    "questions": {"gsm": {"flexible": {"pass@1": {"value": 0.1 + 0.2}}, "questions": {"flexible": [1, 2], "answers": [{"1": 2}]}}},
     "benchmarks": {},
 }
 LOG = [{"step": s, "train/loss": 1 / (s + 3), "perf/elapsed_s": s} for s in range(1, 5)]
@@ -56,6 +56,7 @@ DIFFERENT = [  # evaluation, log, sample
     (changed(ONE, "questions", "gsm", "flexible", "pass@1", "value", to=0.3), LOG, SAMPLE),
     (changed(ONE, "checkpoint", "hash", to="x"), LOG, SAMPLE),
     (changed(ONE, "questions", "gsm", "questions", "flexible", to=[1]), LOG, SAMPLE),
+    (changed(ONE, "questions", "gsm", "questions", "answers", to=[{"1": 1, "2": 1}]), LOG, SAMPLE),
     (ONE, [*LOG[:3], LOG[3] | {"train/loss": 1 / 7 + 1e-16}], SAMPLE),
     (ONE, LOG[:3], SAMPLE),
     (ONE, LOG, SAMPLE | {"completion": " 3"}),
@@ -68,6 +69,13 @@ def test_what_differs_is_found(tmp_path, capsys, other):
     assert not same_runs.compare(study(tmp_path / "a", ONE, LOG, SAMPLE), study(tmp_path / "b", *other, place="new"))
     shown = capsys.readouterr().out
     assert shown.count("DIFFERENT rl") == 1 and "1 different" in shown
+
+
+def test_what_is_said_to_differ_is_left_out(tmp_path):
+    other = changed(ONE, "questions", "gsm", "questions", "answers", to=[{"2": 2}])
+    a = study(tmp_path / "a", ONE, LOG, SAMPLE)
+    b = study(tmp_path / "b", other, LOG, SAMPLE | {"extracted": "2"})
+    assert not same_runs.compare(a, b) and same_runs.compare(a, b, ["answers"])
 
 
 def test_an_archive_is_compared_to_its_digits(tmp_path, capsys, monkeypatch):
