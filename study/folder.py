@@ -1,51 +1,25 @@
 """What lies in a study's folder: where each run is, whether it is finished, which code made it.
 
 runs/NAME-ADDRESS and evals/NAME-ADDRESS.json hold the runs, logs/ what they printed. A run's address is a hash of its
-script, the settings in which its command differs from the script's defaults, its parents' addresses, the content of
-the data, and the kind of device unless that is the CPU. It does not hang on code, so that a new flag which is off by
-default moves nothing; instead every run records the hash of the code that made it (common.source_hash: of what its
-script imports, without comments and layout), and a run of other code than today's is stale.
+script, the flags that the plan gives it, its parents' addresses, the content of the data, and the kind of device unless
+that is the CPU. It hangs neither on code nor on a script's defaults, so that a new flag or another default moves
+nothing; instead every run records the hash of the code that made it (common.source_hash: of what its script imports,
+without comments and layout), and a run of other code than today's is stale.
 """
 
 import hashlib
-import importlib
-import importlib.util
 import json
 import shutil
-import sys
 import zipfile
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 from common import source_hash
 from data.files import UserError, read_json, read_jsonl
 from study.check import evaluation_fault
-from study.tasks import Task, words
+from study.tasks import Task
 
 HERE = Path(__file__).resolve().parent.parent  # where the stages lie
-WATCHING = ("data", "out", "eval_every", "eval_tokens")  # settings that change no number of a run
-
-
-@cache
-def load_script(script: str) -> ModuleType:
-    """The module of a stage. A fork that lies elsewhere is loaded from its file, as Python would run it."""
-    if "/" not in script:
-        return importlib.import_module(script.removesuffix(".py"))
-    path = HERE / script
-    sys.path.append(str(path.parent))  # for what it imports from its own folder
-    spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
-def settings(script: str, flags: tuple[str, ...]) -> dict:
-    """What differs from the script's defaults on this command line."""
-    parser = load_script(script).parser()
-    given = vars(parser.parse_args(flags))
-    return {name: value for name, value in given.items() if value != parser.get_default(name)}
+WATCHING = ("eval_every", "eval_tokens", "prompts_per_batch")  # flags that change no number of a run
 
 
 def data_identity(folder: Path) -> str:
@@ -75,12 +49,9 @@ class Folder:
         if task.kind == "given":
             return task.record["address"]
         if task not in self._addresses:
-            changed = settings(task.script, tuple(words({**dict.fromkeys(task.inputs, "-"), **task.flags})))
-            left_out = {*WATCHING, *task.inputs}
-            left_out |= {"prompts_per_batch"} if task.kind == "train" else set()  # memory alone
-            changed = {name: value for name, value in changed.items() if name not in left_out}
+            flags = {name: value for name, value in task.flags.items() if name not in WATCHING}
             parents = {flag: [self.address(parent), file] for flag, (parent, file) in task.inputs.items()}
-            parts = [task.script, changed, parents, self.data, *([self.device] if self.device != "cpu" else [])]
+            parts = [task.script, flags, parents, self.data, *([self.device] if self.device != "cpu" else [])]
             text = json.dumps(parts, sort_keys=True)
             self._addresses[task] = hashlib.sha256(text.encode()).hexdigest()[:10]
         return self._addresses[task]

@@ -6,16 +6,19 @@ keeps the stage's parser(), parse_args() and main().
 
 import argparse
 import contextlib
+import importlib
+import importlib.util
 import io
 import re
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from data.files import UserError
-from study.folder import HERE, load_script
+from study.folder import HERE
 
 STAGES = ("train_rl.py", "train_sft.py", "merge.py")
 
@@ -36,6 +39,19 @@ class Setting:
     def is_stage(self) -> bool:
         """Is it the stage as it stands, at its defaults?"""
         return self.script in STAGES and not self.flags
+
+
+@cache
+def load_script(script: str) -> ModuleType:
+    """The module of a stage. A fork that lies elsewhere is loaded from its file, as Python would run it."""
+    if "/" not in script:
+        return importlib.import_module(script.removesuffix(".py"))
+    path = HERE / script
+    sys.path.append(str(path.parent))  # for what it imports from its own folder
+    spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_fork(script: str) -> ModuleType:

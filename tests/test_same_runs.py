@@ -14,7 +14,9 @@ ONE = {
     "settings": {"out": "here"},
     "source": "abc",
     "seconds": 1.5,
-    "questions": {"gsm": {"flexible": {"pass@1": {"value": 0.1 + 0.2}}, "questions": {"flexible": [1, 2], "answers": [{"1": 2}]}}},
+    "questions": {
+        "gsm": {"flexible": {"pass@1": {"value": 0.1 + 0.2}}, "questions": {"flexible": [1, 2], "answers": [{"1": 2}]}}
+    },
     "benchmarks": {},
 }
 LOG = [{"step": s, "train/loss": 1 / (s + 3), "perf/elapsed_s": s} for s in range(1, 5)]

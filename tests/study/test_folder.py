@@ -46,25 +46,23 @@ def test_an_address_hangs_on_every_setting(monkeypatch):
     assert rl() in addresses
 
 
-def test_a_new_flag_that_is_off_changes_no_address(monkeypatch):
-    """Nor does a preset that spells out a default; but the flag does, where it is given."""
+def test_no_address_hangs_on_what_the_stage_offers(monkeypatch):
+    """A new flag, or another default: the code tells them. A flag that the plan gives does."""
     before = planned("smoke")
-    real, rl = train_rl.parser, find(before, "rl-base")
+    addresses, real = [before.address(t) for t in before.tasks], train_rl.parser
 
     def extended():
         parser = real()
         parser.add_argument("--my-bonus", type=float, default=0.0)
+        parser.set_defaults(clip_high=0.3, lr=1e-4)
         return parser
 
     monkeypatch.setattr(train_rl, "parser", extended)
-    folders.settings.cache_clear()
-    monkeypatch.setitem(plans.PRESETS["smoke"]["rl"], "temperature", real().get_default("temperature"))
     after = planned("smoke")
-    assert [after.address(t) for t in after.tasks] == [before.address(t) for t in before.tasks]
+    assert [after.address(t) for t in after.tasks] == addresses
     monkeypatch.setitem(plans.PRESETS["smoke"]["rl"], "my_bonus", 0.1)
     again = planned("smoke")
-    assert again.address(find(again, "rl-base")) != before.address(rl)
-    folders.settings.cache_clear()
+    assert again.address(find(again, "rl-base")) != before.address(find(before, "rl-base"))
 
 
 def test_the_data_is_known_by_its_content(world, tmp_path):
