@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,13 +31,13 @@ import common  # noqa: E402
 import model  # noqa: E402
 from data.files import UserError  # noqa: E402
 
-STEPS = 12
+STEPS = 8
 RL = "--prompts-per-step 3 --group-size 3 --max-new-tokens 6".split()
 FLAGS = {
     "train_pretrain": "--preset tiny --block-size 32 --batch-tokens 96 --eval-every 4 --eval-tokens 64".split(),
     "train_sft": "--gold --batch-size 5".split(),
     "train_rl": [*RL, *"--updates-per-batch 2 --kl-coef 0.1".split()],
-    "merge": [*RL, *"--batch-size 4 --sync-every 3 --save-every 3".split()],
+    "merge": [*RL, *"--batch-size 4 --sync-every 2 --save-every 2".split()],
     "evaluate": "--n-samples 2 --k 1 2 --max-new-tokens 8 --prompts-per-batch 2".split(),
 }
 KEPT = ("model", "optimizer", "step", "tokens", "data", "parent", "tokenizer", "model_config", "stage")
@@ -152,6 +153,8 @@ def main(kills: int, flips: int, seed: int, folder: Path) -> str:
         where = Path(tempfile.mkdtemp(prefix=f"{stage}_", dir=folder))
         (where / "run").mkdir()
         done[stage] += killed(stage, where, whole[stage], 1.1 * seconds[stage], draw)
+        shutil.rmtree(where)
+        print(f"{sum(done.values())} of {kills} kills", end="\r", file=sys.stderr, flush=True)
     ends = [flip(draw.choice(files), draw, folder / "flipped.pt") for _ in range(flips)]
     kinds = ", ".join(f"{name} {n}" for name, n in done.items())
     refused = ends.count("refused")
