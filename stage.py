@@ -240,7 +240,7 @@ def settings_of(p: argparse.ArgumentParser, ckpt: dict, path: Path) -> dict:
 
 def fits(action: argparse.Action, value) -> bool:
     """Could the command line give this flag this value?"""
-    if value is None or isinstance(action, argparse.BooleanOptionalAction):
+    if value is None or action.nargs == 0:  # a switch
         return type(value) is bool or (value is None and action.default is None)
     many, kind = isinstance(value, list), action.type or str
     if many != bool(action.nargs) or (isinstance(action.nargs, int) and len(value) != action.nargs):

@@ -48,9 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints")
     add("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
     add_system_args(p)
-    p.add_argument(
-        "--compile", action="store_true", help="torch.compile for the blocks, on a GPU; the first steps wait"
-    )
+    faster = "torch.compile for the blocks, on a GPU; the first steps wait"
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help=faster)
     return p
 
 
