@@ -1,6 +1,7 @@
 """The sampler: `generate` draws completions of prompts, `continuation_logprobs` scores given ones; both methods of GPT.
 
-Sampling is training's forward pass, model.hidden, with an attention that reads a cache of keys and values:
+Sampling is training's forward pass, model.hidden, with an attention that reads a cache of keys and values
+(kernels/cache.py):
 
     read the prompts, all at once                                     read
     then, a token of every unfinished completion at a time:           generate
@@ -23,7 +24,8 @@ import torch
 
 from common import UserError, run
 from kernels.attention import attention
-from kernels.decode import decode_attention, prefix_tail_attention_torch
+from kernels.cache import PromptCache, Replayed, Unfinished, batch_rows, repeat_last, round_up
+from kernels.decode import prefix_tail_attention_torch
 from kernels.dispatch import to_autocast
 from kernels.logprob import float32_logits
 
@@ -81,7 +83,10 @@ def generate(
     with evaluation_mode(model):
         (head,) = to_autocast(model.head_weight)  # once, not once a token
         last, cache = read(model, prompts, prefix or [])
-        batch = Unfinished(model, cache, n_samples)
+        if model.cuda_graph:
+            batch = Replayed(model, cache, n_samples, max_new_tokens)
+        else:
+            batch = Unfinished(model, cache, n_samples)
         h = last.repeat_interleave(n_samples, dim=0)  # a completion begins where its prompt ends
         h = repeat_last(h, batch_rows(N))
         for step in range(max_new_tokens):
@@ -111,114 +116,6 @@ def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.
         for i in stop.candidates[tokens[ids, step]].nonzero().squeeze(-1).tolist():
             done[i] = stop(tokens[ids[i], : step + 1].tolist())
     return done
-
-
-# --------------------------------------------------------------------------------------------------------- the caches
-@dataclass
-class PromptCache:
-    """Keys and values of P prompts, padded at the left: all end in the last column, and their completions go on."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]  # k and v of each layer, (P, K, width, D)
-    first: torch.Tensor  # (P,) int32: the column where each prompt begins
-
-
-class Unfinished:
-    """The R completions that have not ended, one a row of the batch, and the keys and values that they attend to.
-
-    The keys of one layer (its values lie alike) after three tokens, when all samples of prompt 1 have ended:
-
-        prompts.layers  (P, K, width, D)                  tails  (rows, K, slots, D)
-        prompt 0  . . . p p p p p p p   seats  0 - 15     row 0  t t t _ _ ..    prompt[0] = 2, in seat 32
-        prompt 1  p p p p p p p p p p   seats 16 - 31     row 1  t t t _ _ ..    prompt[1] = 0, in seat 0
-        prompt 2  . p p p p p p p p p   seats 32 - 47     row 2  t t t _ _ ..    prompt[2] = 2, in seat 33
-
-        p  a prompt's tokens, once for all its samples    t  a row's own tokens, `length` of them in every row
-        .  padding                                        _  free slots; 16 more when there are none
-
-    Rows stand in any order: the last ones take the places of those that leave, so that few tails are copied. Only to
-    meet the prompts' keys, in one matrix product for all rows of a prompt, are they put side by side: each prompt has
-    `group` seats, some of them empty. `rows` is R rounded up (`batch_rows`): those beyond are copies of the last.
-    """
-
-    def __init__(self, model, prompts: PromptCache, n_samples: int):
-        self.model, self.prompts, self.length = model, prompts, 0
-        self.ids = torch.arange(len(prompts.first) * n_samples)  # (R,): which of the N completions a row is
-        self.prompt = self.ids // n_samples  # (R,): which of the cached prompts it reads
-        rows = batch_rows(len(self.ids))
-        self.tails = [tuple(x.new_empty(rows, x.shape[1], 0, x.shape[3]) for x in kv) for kv in prompts.layers]
-        self.take_seats()
-
-    def leave(self, done: torch.Tensor) -> None:
-        """Rows where done (R,) leave, and the last rows move to their places."""
-        if not bool(done.any()):
-            return
-        left = int((~done).sum())
-        holes, movers = done[:left].nonzero().squeeze(-1), left + (~done[left:]).nonzero().squeeze(-1)
-        for x in (self.ids, self.prompt, *(x for kv in self.tails for x in kv)):
-            x.index_copy_(0, holes.to(x.device), x.index_select(0, movers.to(x.device)))
-        self.ids, self.prompt = self.ids[:left], self.prompt[:left]
-        self.take_seats()
-
-    def take_seats(self) -> None:
-        """Seat the rows of a prompt side by side. Prompts without rows are forgotten once they are a quarter of all."""
-        counts = torch.bincount(self.prompt, minlength=len(self.prompts.first))  # (P,): rows of each prompt
-        alive, device = counts > 0, self.prompts.first.device
-        if int(alive.sum()) <= 0.75 * len(alive):
-            kept = alive.nonzero().squeeze(-1).to(device)
-            layers = [(k[kept], v[kept]) for k, v in self.prompts.layers]
-            self.prompts = PromptCache(layers, self.prompts.first[kept])
-            self.prompt = (alive.cumsum(0) - 1)[self.prompt]
-            counts = counts[alive]
-        self.group = round_up(int(counts.max()), 16)
-        order = self.prompt.argsort(stable=True)  # the rows, by prompt
-        place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # 0.. in each prompt
-        seat_of, row_of = torch.empty_like(order), torch.zeros(len(counts) * self.group, dtype=torch.long)
-        seat_of[order] = self.prompt[order] * self.group + place
-        row_of[seat_of] = torch.arange(len(order))  # an empty seat names any row
-        seat_of = repeat_last(seat_of, batch_rows(len(order)))
-        self.seats = seat_of.to(device), row_of.to(device)
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The blocks read tokens (R,), one a row, whose keys and values go to the tails. Returns the last hidden states
-        (rows, C): the first R count, see `batch_rows`."""
-        rows, length, device = batch_rows(len(tokens)), self.length, self.model.device
-        if length == self.tails[0][0].shape[2]:
-            self.grow(rows)
-        width, prompt = self.prompts.layers[0][0].shape[2], self.seats[0] // self.group
-        position = width - self.prompts.first.long()[prompt] + length
-
-        def attend(layer, q, k, v):  # q (rows, H, 1, D), k and v (rows, K, 1, D)
-            own = [x[:rows] for x in self.tails[layer]]
-            for x, new in zip(own, (k, v), strict=True):
-                x[:, :, length] = new[:, :, 0]
-            settings = dict(group_size=self.group, seats=self.seats, tail_lengths=length + 1, impl=self.model.impl)
-            shared = (*self.prompts.layers[layer], self.prompts.first)
-            return decode_attention(q[:, :, 0], *shared, *own, **settings).unsqueeze(2)
-
-        self.length += 1
-        tokens = repeat_last(tokens, rows).to(device)
-        return self.model.hidden(tokens[:, None], positions=position[:, None], attend=attend)[:, 0]
-
-    def grow(self, rows: int) -> None:
-        """16 more slots a row, for the rows that are left."""
-        for layer, kv in enumerate(self.tails):  # one by one: the old list whole would double the cache
-            wider = (torch.cat((x[:rows], x.new_zeros(rows, x.shape[1], 16, x.shape[3])), dim=2) for x in kv)
-            self.tails[layer] = tuple(wider)
-
-
-def round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def batch_rows(n: int) -> int:
-    """The number of rows in which n of them are computed. Matrices of fewer rows, or of an odd number, take other
-    kernels on a CPU, and a row's last bits would depend on how many rows stand beside it."""
-    return max(16, round_up(n, 8))
-
-
-def repeat_last(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """x (R, ...) -> (rows, ...): the last row is repeated."""
-    return torch.cat((x, x[-1:].expand(rows - len(x), *x.shape[1:])))
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -99,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--only", choices=list(SPLITS), help="train on the easy or the hard questions, by --by's counts")
     p.add_argument("--by", metavar="EVAL.json", help="what `evaluate.py --split train --temperature 1` found")
     add_system_args(p)
+    replay = "sampling replays a CUDA graph, one launch a token; off by default until a GPU has run it"
+    p.add_argument("--cuda-graph", action="store_true", help=replay)
     return p
 
 
@@ -363,7 +365,10 @@ def note_without_signal(first: int, metrics: dict) -> None:
 def main():
     args, ckpt = parse_args()
     device = setup(args)
+    if args.cuda_graph and device.device.type != "cuda":
+        raise UserError(f"--cuda-graph on a {device.device.type}: it needs a GPU; leave it out, or give --device cuda")
     model, enc, questions, start = load_start(args, ckpt, device, choose if args.only else None)
+    model.cuda_graph = args.cuda_graph
     template = template_for(args.task)
     prompts = question_prompts(enc, questions, template)
     kept = fitting(prompts, args.max_new_tokens, model.config.block_size, "questions", args.strict_length)

@@ -262,8 +262,12 @@ def end_to_end(m: Machine):
                 yield dict(case=f"pre-training {preset}", **training_row(m, variant, documents, device, flags, ceiling))
         for name, script in (("rollout", "rollout"), ("GRPO step", "grpo_step")):
             flags = ["--preset", preset, *device, "--prompt-lens", 100, 140, "--max-new", 200]
-            for impl in ("triton", "torch"):
-                yield dict(case=f"{name} {preset}", variant=impl, **rl_row(run(m, script, *flags, "--kernels", impl)))
+            for impl, graph in (("triton", []), ("triton", ["--cuda-graph"]), ("torch", [])):
+                row = dict(case=f"{name} {preset}", variant=" ".join([impl, *graph]))
+                try:
+                    yield row | rl_row(run(m, script, *flags, "--kernels", impl, *graph))
+                except RuntimeError as error:
+                    yield row | dict(note=str(error)[-120:])
 
 
 RL = ["--prompts", 1, "--samples", 8, "--max-new", 4, "--prompt-lens", 3, 6, "--steps", 1, "--micro", 4]

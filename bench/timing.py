@@ -34,6 +34,7 @@ def shape_parser(doc: str) -> argparse.ArgumentParser:
     p.add_argument("--preset", choices=list(PRESETS), help="a shape of model.py, in place of all flags above")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     p.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto")
+    p.add_argument("--cuda-graph", action="store_true", help="sampling replays a CUDA graph")
     p.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16 = autocast, weights stay fp32")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
@@ -65,7 +66,7 @@ def begin(a, block_size: int = 1024) -> tuple[GPT, Device]:
 
 
 def at_home(model: GPT, a, device: Device) -> GPT:
-    model.impl = a.kernels
+    model.impl, model.cuda_graph = a.kernels, a.cuda_graph
     return model.to(device.device)
 
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import UserError
 from data.math_qa import StopStrings
+from kernels import cache
 from sample import check_logits, inverse_cdf, sample_tokens, uniform_noise
 
 NEVER = 256  # as eos_id: the tiny models rarely say it
@@ -342,3 +343,16 @@ def test_the_head_is_cast_once_a_rollout():
     with Casts() as casts, torch.autocast("cpu", dtype=torch.bfloat16):
         model.generate([[EOT, 1]], n_samples=2, max_new_tokens=4, eos_id=NEVER)
     assert casts.count == 1
+
+
+def test_steps_of_fixed_shape_give_the_same_samples(monkeypatch):
+    """What a CUDA graph replays, here called: rows that leave stay behind the others, and all shrinks at each half."""
+    captured = []
+    monkeypatch.setattr(cache, "capture_graph", lambda work: captured.append(work) or work)
+    model = tiny_model(1, **GROUPED)
+    settings = dict(n_samples=20, max_new_tokens=40, eos_id=list(range(0, 257, 6)), return_logprobs=True)
+    eager = model.generate(prompts_of(1, 5, 18, 3), **settings)
+    model.cuda_graph = True
+    replayed = model.generate(prompts_of(1, 5, 18, 3), **settings)
+    same_rollout(replayed, eager)
+    assert 3 <= len(captured) <= 6 and int(eager.lengths.max()) > 16  # 80 rows, then at most 40, 24 and 16

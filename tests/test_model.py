@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_model
 
 from common import UserError
-from model import GPT, PRESETS, GPTConfig, Packed, build_model, load_model
+from kernels.packed import Packed
+from model import GPT, PRESETS, GPTConfig, build_model, load_model
 
 POST = dict(post_norm=True, qk_norm=True, tied=False, n_head=4, n_kv_head=2, rope_theta=500_000.0)
 VARIANTS = {"pre-norm": {}, "post-norm": POST, "grouped": dict(n_head=4, n_kv_head=1), "untied": dict(tied=False)}

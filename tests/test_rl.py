@@ -382,3 +382,8 @@ def test_rl_learns(tmp_path, ok):
     ok("train_rl", "--init", init, "--data", data, "--out", tmp_path / "rl", *flags)
     curve = [row["reward/mean"] for row in read_jsonl(tmp_path / "rl/metrics.jsonl")]
     assert curve[0] < 0.6 and sum(curve[-3:]) / 3 > 0.95
+
+
+def test_a_cuda_graph_needs_a_gpu(refused, world, base, tmp_path):
+    flags = ["--data", world, "--init", base, "--out", tmp_path / "run", "--device", "cpu", "--cuda-graph"]
+    refused("train_rl", *flags, words=("--cuda-graph on a cpu", "--device cuda"))
