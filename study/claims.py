@@ -116,8 +116,14 @@ OUTCOMES = {  # what a sentence adds to a verdict
 }
 
 
-def judged(lab: Lab) -> list[Claim]:
-    return [claim(lab) for claim in CLAIMS]
+def judged(lab: Lab, tell: Callable[[str], None] | None = None) -> list[Claim]:
+    """`tell`: is told how far it is, since the intervals take a while."""
+    claims = []
+    for i, claim in enumerate(CLAIMS, 1):
+        claims.append(claim(lab))
+        if tell:
+            tell(f"claim {i} of {len(CLAIMS)} judged")
+    return claims
 
 
 def told_at(claim: Claim, lab: Lab, part: str) -> dict[str, Comparison]:
@@ -149,7 +155,7 @@ def sentence(claim: Claim, lab: Lab) -> str:
     told, places = [], []
     for part, name in plain.parts.items():
         if found := told_at(claim, lab, part):
-            verdicts = ", ".join(dict.fromkeys(c.told for c in found.values()))
+            verdicts = ", ".join(dict.fromkeys(c.leaning if c.seeds < 2 else c.verdict for c in found.values()))
             say = f" ({verdicts})" * (verdicts != claim.verdict)
             told.append(f"{name} {' and '.join(map(points, found.values()))}{say}")
             places = max(places, list(found), key=len)

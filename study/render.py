@@ -124,7 +124,7 @@ figcaption { font-size: 0.85em; color: #555; }
 table { border-collapse: collapse; font-size: 0.875em; }
 th, td { border-bottom: 1px solid #ddd; padding: 4px 10px 4px 0; text-align: left; vertical-align: top; }
 .table td { white-space: nowrap; }
-.table td:first-child { white-space: normal; min-width: 4em; }
+.table td:first-child { white-space: normal; min-width: 6em; }
 .table code { overflow-wrap: normal; }
 .cards td:nth-last-child(2), .cards td:nth-last-child(3) { white-space: nowrap; }
 .banner { background: #fff3cd; border: 1px solid #e0c060; padding: 0.8em; font-weight: bold; }

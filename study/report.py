@@ -131,23 +131,32 @@ def drawings(lab: Lab, claims: list[Claim], moved: list[dict]) -> dict[str, tupl
     return drawn
 
 
-class Drawn:
-    """Draws what a report shows, once each, and says how far it is where that takes a while."""
+class Progress:
+    """Says how far a report is, where that takes a while."""
 
-    def __init__(self, drawings: dict[str, tuple]):
-        self.drawings, self.images = drawings, {}
+    def __init__(self):
         self.said = time.time()
+
+    def __call__(self, what: str) -> None:
+        if time.time() - self.said > 5:
+            print(f"report: {what}", flush=True)
+            self.said = time.time()
+
+
+class Drawn:
+    """Draws what a report shows, once each."""
+
+    def __init__(self, drawings: dict[str, tuple], tell: Progress):
+        self.drawings, self.images, self.tell = drawings, {}, tell
 
     def __call__(self, name: str) -> list[tuple]:
         """The figure's block, none if there is nothing to draw yet."""
         function, *arguments, caption = self.drawings[name]
         image = figures.png(function, *arguments)
-        if time.time() - self.said > 5:
-            print(f"report: figure {len(self.images) + 1} of at most {len(self.drawings)}", flush=True)
-            self.said = time.time()
         if image is None:
             return []
         self.images[name] = image
+        self.tell(f"{len(self.images)} of at most {len(self.drawings)} figures drawn")
         return [("figure", name, caption)]
 
 
@@ -279,8 +288,9 @@ def appendix(lab: Lab, draw: Drawn) -> list[tuple]:
 # ---------------------------------------------------------------- the whole
 def blocks(lab: Lab) -> tuple[list[tuple], Drawn]:
     """The report, and the figures drawn for it."""
-    claims, moved = judged(lab), tables.movement(lab)
-    draw = Drawn(drawings(lab, claims, moved))
+    tell = Progress()
+    claims, moved = judged(lab, tell), tables.movement(lab)
+    draw = Drawn(drawings(lab, claims, moved), tell)
     out = head(lab, claims, draw)
     if lab.manifest["preset"] in MEANINGLESS:
         out += [("head", 2, "Every method from every checkpoint"), tables.score(lab), *samples(lab), *not_run(lab)]

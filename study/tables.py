@@ -44,8 +44,8 @@ def heading(claim: Claim) -> str:
 
 
 def differences(comparisons: list[Comparison]) -> tuple:
-    rows = [[c.name, c.shown, c.predicted, str(c.seeds or "–"), c.told] for c in comparisons]
-    return "table", ["comparison", "points [interval]", "predicted", "seeds", "verdict"], rows
+    rows = [[c.name, c.shown, c.told, c.predicted, str(c.seeds or "–")] for c in comparisons]
+    return "table", ["comparison", "points [interval]", "verdict", "predicted", "seeds"], rows
 
 
 def score(lab: Lab) -> tuple:

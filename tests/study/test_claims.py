@@ -75,7 +75,8 @@ def test_a_laptop_gives_estimates(tmp_path, unseen):
     assert {found[f"C{i}"] for i in (1, 2, 3, 5, 6, 7, 11)} == {"estimate"} and found["C10"] == "estimate"
     assert {found["C4"], found["C8"], found["C9"]} == {"not run"}
     text = report.build(folder).read_text()
-    assert "estimate: as predicted" in text and "estimate**, one seed gives no verdict" in text
+    assert "estimate: as predicted" in text and "estimate**, one seed gives no verdict: RL − base +" in text
+    assert re.search(r"one seed gives no verdict: RL − SFT→RL −\S+ and −\S+ \(opposite\), in points", text)
 
 
 def test_nothing_run_is_no_error(tmp_path, unseen):
