@@ -20,6 +20,7 @@ import torch
 
 from common import UserError, clear_temporaries, load_checkpoint, provenance, run, setup, writable_dir
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, encode_item, load_benchmark, score_benchmark
+from data.checkpoints import parent_of
 from data.files import write_json, write_jsonl
 from data.math_qa import (
     TASKS,
@@ -45,7 +46,6 @@ from stage import (
     check_numbers,
     describe_model,
     need_flags,
-    parent_of,
     world_if_absent,
 )
 

@@ -41,10 +41,10 @@ from common import (
     step_with_clip,
     writable_dir,
 )
-from data.checkpoints import restore_optimizer
+from data.checkpoints import parent_of, restore_optimizer, weights_hash
 from data.math_qa import draw, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
-from stage import Run, add_system_args, add_training_args, given_flags, load_start, parent_of, parse, weights_hash
+from stage import Run, add_system_args, add_training_args, given_flags, load_start, parse
 from train_rl import (
     add_rl_args,
     check_rl_args,

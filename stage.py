@@ -30,16 +30,25 @@ from common import (
     writable_dir,
 )
 from data import world
-from data.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from data.checkpoints import (
+    FORMAT,
+    STOPPED,
+    checkpoints_in,
+    last_checkpoint,
+    load_checkpoint,
+    parent_of,
+    save_checkpoint,
+    step_of,
+)
 from data.files import UserError, read_jsonl, write_json, write_jsonl
 from data.math_qa import load_questions
+from data.pass_at_k import readable
 from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
 
 WORLD = "data/world"  # the default of --data
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"
 PATHS = ("data", "init", "by")  # settings that name what a run reads
-STOPPED = "_stopped"  # ends the name of a checkpoint that a signal asked for
 COUNTS = """steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size
 eval_questions""".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
@@ -200,25 +209,6 @@ def resume(p: argparse.ArgumentParser, args, script: str, fixed: tuple):
     return args, ckpt
 
 
-def step_of(path: Path) -> int:
-    """The step of ckpt_000012.pt, and of ckpt_000012_stopped.pt, which a stopped run wrote; -1 of other files."""
-    digits = path.stem.removeprefix("ckpt_").removesuffix(STOPPED)
-    return int(digits) if path.stem.startswith("ckpt_") and digits.isdecimal() and path.suffix == ".pt" else -1
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("ckpt_*.pt") if step_of(p) >= 0), key=step_of)
-
-
-def last_checkpoint(path: str) -> Path:
-    """A checkpoint as it is named; the last one of a run folder."""
-    if not Path(path).is_dir():
-        return Path(path)
-    if not (found := checkpoints_in(Path(path))):
-        raise UserError(f"--resume {path}: no ckpt_*.pt in this folder; give a run's folder or a checkpoint")
-    return found[-1]
-
-
 def settings_of(p: argparse.ArgumentParser, ckpt: dict, path: Path) -> dict:
     """The settings of a checkpoint's run, of the kinds that the command line could give; files that the run read are
     looked for where they lie now."""
@@ -273,21 +263,6 @@ def seen_from(folder: Path, args) -> dict:
 
 
 # ------------------------------------------------------------------------------------ what a run starts from, and notes
-def weights_hash(weights: dict) -> str:
-    """sha256 over names and float32 bytes: the identity of a set of weights, whatever file holds it."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def parent_of(path, ckpt: dict) -> dict:
-    """What a checkpoint records of the file it was started from."""
-    kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
-    return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
-
-
 def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None = None):
     """(model, tokenizer, training questions, Start) of a post-training run; `choose`: see train_rl.py."""
     path = args.resume or args.init
@@ -339,17 +314,6 @@ def earlier(start: Start, made: dict) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------------- the run folder
-def readable(row: dict, longest: int = 300) -> str:
-    """A row of samples.jsonl for the console: prompt and completion indented, each cut at `longest` characters."""
-
-    def block(label: str, text: str) -> str:
-        text = text.strip() if len(text) <= longest else text[:longest].strip() + " ..."
-        return f"    {label:<11} " + text.replace("\n", "\n" + " " * 16)
-
-    verdict = f"    gold {row['gold']}, extracted {row['extracted']}, reward {row['reward']:g}"
-    return "\n".join([block("prompt:", row["prompt"]), block("completion:", row["completion"]), verdict])
-
-
 class Run:
     """A run folder: `config.json`, `metrics.jsonl`, `samples.jsonl` (rollouts), checkpoints; and the console line.
     `script`: the stage's __file__, whose name its checkpoints bear and a fork keeps its own."""

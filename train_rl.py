@@ -38,12 +38,12 @@ from common import (
     setup,
     step_with_clip,
 )
-from data.checkpoints import restore_optimizer
+from data.checkpoints import restore_optimizer, weights_hash
 from data.files import counted
 from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.tokenizer import decode
-from stage import Run, add_system_args, add_training_args, load_start, parse, weights_hash
+from stage import Run, add_system_args, add_training_args, load_start, parse
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
 PAPER |= dict(kl_coef=1e-3, max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=4)

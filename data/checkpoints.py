@@ -10,6 +10,7 @@ A reader gets a whole file of finite numbers or a `UserError`: torch.save writes
 torch.load does not look at it.
 """
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from data.files import UserError, replacing
 FORMAT = 1  # of the checkpoint dictionary; raised when a key changes its meaning
 BIG = 500_000_000  # bytes, read in more than a moment
 MAYBE = (dict, type(None))
+STOPPED = "_stopped"  # ends the name of a checkpoint that a signal asked for
 KINDS = dict(format=int, stage=str, step=int, tokens=int, model=dict, model_config=dict, tokenizer=dict)
 KINDS |= dict(optimizer=MAYBE, rng=dict, data=dict, config=dict, parent=MAYBE, metrics=dict, versions=dict)
 CHECKPOINT_KEYS = list(KINDS)
@@ -141,6 +143,41 @@ def restore_optimizer(optimizer: torch.optim.AdamW, state, path: str | Path) -> 
         if key != "exp_avg" and tensor.numel() and tensor.min() < 0:
             raise UserError(f"{path}: its optimizer state's {key} is below 0; {mend}")
     optimizer.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
+
+
+# ---------------------------------------------------------------- which file, which weights
+def step_of(path: Path) -> int:
+    """The step of ckpt_000012.pt, and of ckpt_000012_stopped.pt, which a stopped run wrote; -1 of other files."""
+    digits = path.stem.removeprefix("ckpt_").removesuffix(STOPPED)
+    return int(digits) if path.stem.startswith("ckpt_") and digits.isdecimal() and path.suffix == ".pt" else -1
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("ckpt_*.pt") if step_of(p) >= 0), key=step_of)
+
+
+def last_checkpoint(path: str) -> Path:
+    """A checkpoint as it is named; the last one of a run folder."""
+    if not Path(path).is_dir():
+        return Path(path)
+    if not (found := checkpoints_in(Path(path))):
+        raise UserError(f"--resume {path}: no ckpt_*.pt in this folder; give a run's folder or a checkpoint")
+    return found[-1]
+
+
+def weights_hash(weights: dict) -> str:
+    """sha256 over names and float32 bytes: the identity of a set of weights, whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def parent_of(path, ckpt: dict) -> dict:
+    """What a checkpoint records of the file it was started from."""
+    kept = {k: ckpt[k] for k in ("stage", "step", "tokens")}
+    return {"file": Path(path).name, **kept, "hash": weights_hash(ckpt["model"])}
 
 
 if __name__ == "__main__":

@@ -169,5 +169,16 @@ def sample_row(prompt: str, completion: str, gold: str, score: float) -> dict:
     return {"prompt": prompt, "completion": completion, "extracted": extracted, "gold": gold, "reward": score}
 
 
+def readable(row: dict, longest: int = 300) -> str:
+    """A row of samples.jsonl for the console: prompt and completion indented, each cut at `longest` characters."""
+
+    def block(label: str, text: str) -> str:
+        text = text.strip() if len(text) <= longest else text[:longest].strip() + " ..."
+        return f"    {label:<11} " + text.replace("\n", "\n" + " " * 16)
+
+    verdict = f"    gold {row['gold']}, extracted {row['extracted']}, reward {row['reward']:g}"
+    return "\n".join([block("prompt:", row["prompt"]), block("completion:", row["completion"]), verdict])
+
+
 if __name__ == "__main__":
     print("pass@k of questions; a checkpoint is scored by: python evaluate.py --help")

@@ -18,9 +18,9 @@ from tiny import assert_same, load, read_jsonl, settings, tiny_model, write_ckpt
 import common
 import train_sft
 from common import UserError, load_checkpoint, lr_at, make_optimizer, save_checkpoint, step_with_clip
+from data.checkpoints import weights_hash
 from data.math_qa import draw
 from model import check_context
-from stage import weights_hash
 
 ROOT = Path(common.__file__).parent
 SFT = "--batch-size 4 --steps 4 --save-every 2 --lr 1e-3 --threads 1".split()

@@ -11,10 +11,10 @@ from tiny import BYTES, bigram_model, chain_table, read_jsonl, settings, tiny_mo
 
 import evaluate
 from common import Device, UserError, load_checkpoint
+from data.checkpoints import weights_hash
 from data.math_qa import load_questions
 from data.tokens import general_text, val_batches
 from evaluate import mean_stderr, pass_at_k
-from stage import weights_hash
 
 QUICK = "--n-samples 4 --k 1 2 4 --max-new-tokens 12".split()
 

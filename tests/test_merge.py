@@ -7,8 +7,8 @@ from tiny import BYTES, EOT, assert_same, load, read_jsonl, settings, tiny_model
 
 import merge
 from common import Device, load_checkpoint
+from data.checkpoints import parent_of, weights_hash
 from data.math_qa import load_questions, template_for
-from stage import parent_of, weights_hash
 from train_rl import rollout
 from train_sft import load_examples
 

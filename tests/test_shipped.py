@@ -4,8 +4,8 @@ from pathlib import Path
 
 import common
 from common import load_checkpoint
+from data.checkpoints import weights_hash
 from model import load_model
-from stage import weights_hash
 from tools import weights
 
 SHIPPED = Path(common.__file__).parent / "checkpoints" / "world_base.pt"

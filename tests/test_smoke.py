@@ -10,7 +10,7 @@ import pytest
 from tiny import assert_same, load, read_jsonl
 
 import common
-import stage
+from data.checkpoints import parent_of
 
 ROOT = Path(common.__file__).parent
 TRAINED = {"train/loss", "train/grad_norm", "train/lr", "perf/tok_per_sec", "perf/step_ms", "perf/peak_mem_gb"}
@@ -56,7 +56,7 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
         assert not [p for p in run.iterdir() if p.name.startswith(".")]
         if name != "base":
             parent = load(runs["base"] / "ckpt_000002.pt")
-            assert ckpt["parent"] == stage.parent_of("ckpt_000002.pt", parent)
+            assert ckpt["parent"] == parent_of("ckpt_000002.pt", parent)
     for name in ("rl", "parallel"):
         samples = read_jsonl(runs[name] / "samples.jsonl")
         assert samples and {"step", "prompt", "completion", "extracted", "gold", "reward"} <= samples[0].keys()

@@ -5,10 +5,10 @@ import json
 import pytest
 from tiny import BYTES, assert_same, bigram_model, chain_table, load, read_jsonl, write_ckpt, write_jsonl, write_world
 
-import stage as stages
 from data.checkpoints import load_checkpoint
 from data.files import counted
 from data.math_qa import load_questions
+from data.pass_at_k import readable
 from data.tokens import prepare
 from model import GPT
 
@@ -140,7 +140,7 @@ def test_samples_of_sft_are_of_validation_questions(ok, guesses, tmp_path):
 
 def test_a_sample_is_readable():
     row = {"prompt": "Q: one\ntwo?\nA:", "completion": " x" * 400, "extracted": None, "gold": "7", "reward": 0.0}
-    lines = stages.readable(row).splitlines()
+    lines = readable(row).splitlines()
     assert lines[:3] == ["    prompt:     Q: one", "                two?", "                A:"]
     assert lines[3].startswith("    completion: x x x") and lines[3].endswith("x ...") and len(lines[3]) < 330
     assert lines[4] == "    gold 7, extracted None, reward 0"

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from common import UserError, load_checkpoint, run, save_checkpoint, writable_dir
-from stage import weights_hash
+from data.checkpoints import weights_hash
 
 
 def main() -> None:
