@@ -121,6 +121,10 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
         args = p.parse_args()
     if not ckpt and getattr(args, "init", "") is None:
         raise UserError("--init is missing: give a checkpoint to start from, or --resume CKPT to go on with a run")
+    if "eval_questions" in given_flags(p) and not args.eval_every:
+        raise UserError(
+            f"--eval-questions {args.eval_questions} does nothing without --eval-every; drop it, or give both"
+        )
     if args.out is None:
         args.out = f"runs/{Path(script).stem.removeprefix('train_')}"
     check_numbers(args)

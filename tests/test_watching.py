@@ -15,7 +15,7 @@ from model import GPT
 RL = "--prompts-per-step 2 --group-size 4 --max-new-tokens 14 --lr 0.02 --warmup-steps 0".split()
 STAGES = {
     "train_rl": RL,
-    "train_sft": "--batch-size 3 --max-new-tokens 14 --lr 0.02 --warmup-steps 0".split(),
+    "train_sft": "--batch-size 3 --lr 0.02 --warmup-steps 0".split(),
     "merge": [*RL, "--batch-size", "3", "--sync-every", "2"],
 }
 
@@ -59,7 +59,7 @@ def test_validation_changes_no_number(ok, guesses, tmp_path, name):
     data, init = guesses
     flags = ["--init", init, "--data", data, "--steps", "6", "--save-every", "2", *STAGES[name]]
     ok(name, *flags, "--out", tmp_path / "plain")
-    watch = "--eval-every 4 --eval-questions 9 --sample-every 3".split()
+    watch = "--eval-every 4 --eval-questions 9 --sample-every 3 --max-new-tokens 14".split()
     shown = ok(name, *flags, *watch, "--out", tmp_path / "watched").out
     a, b = (load(tmp_path / run / "ckpt_000006.pt") for run in ("plain", "watched"))
     for key in ("model", "optimizer"):
@@ -80,7 +80,7 @@ def test_validation_changes_no_number(ok, guesses, tmp_path, name):
 def test_validation_is_evaluation(ok, guesses, tmp_path, name):
     """eval/pass@1 and eval/format are what evaluate.py finds on the same questions, one sample each."""
     data, init = guesses
-    watch = "--steps 2 --eval-every 1 --eval-questions 10 --seed 5".split()
+    watch = "--steps 2 --eval-every 1 --eval-questions 10 --seed 5 --max-new-tokens 14".split()
     ok(name, "--init", init, "--data", data, *STAGES[name], *watch, "--out", tmp_path / "run")
     rows = {row["step"]: row for row in read_jsonl(tmp_path / "run/metrics.jsonl")}
     for step, ckpt in ((0, init), (2, tmp_path / "run/ckpt_000002.pt")):
@@ -111,6 +111,8 @@ def test_validation_refuses_before_work_starts(refused, guesses, tmp_path):
     refused("train_sft", *start, "--eval-every", "1", "--max-new-tokens", "500", words=("exceeds", "lower"))
     refused("train_sft", *start, "--eval-every", "1", "--eval-questions", "0", words=("--eval-questions 0",))
     refused("train_rl", *start, "--sample-every", "-1", words=("--sample-every -1",))
+    refused("merge", *start, "--eval-questions", "9", words=("--eval-questions 9", "--eval-every"))
+    refused("train_sft", *start, "--max-new-tokens", "9", words=("--max-new-tokens 9", "--sample-every"))
     assert not (tmp_path / "run").exists()
 
 
@@ -129,8 +131,8 @@ def test_samples_by_default(ok, guesses, tmp_path):
 
 def test_samples_of_sft_are_of_validation_questions(ok, guesses, tmp_path):
     data, init = guesses
-    flags = ("--init", init, "--data", data, "--steps", "2", "--sample-every", "2", *STAGES["train_sft"])
-    ok("train_sft", *flags, "--out", tmp_path / "run")
+    flags = ("--init", init, "--data", data, "--steps", "2", *STAGES["train_sft"])
+    ok("train_sft", *flags, "--sample-every", "2", "--max-new-tokens", "14", "--out", tmp_path / "run")
     rows = read_jsonl(tmp_path / "run/samples.jsonl")
     assert [row["step"] for row in rows] == [1] * 3 + [2] * 3
     assert [row["prompt"] for row in rows[:3]] == [f"Q: {i}?\nA:" for i in (8, 9, 10)]
