@@ -19,10 +19,11 @@ import numpy as np
 
 from common import git_commit, load_checkpoint, lock, writable_dir
 from data.benchmarks import WORLD_TASKS
+from data.checkpoints import weights_hash
 from data.files import UserError, read_json, write_json, write_text
 from data.math_qa import TASKS, load_questions
 from data.tokenizer import check_tokenizer, load_tokenizer
-from stage import WORLD, weights_hash, world_if_absent
+from stage import WORLD, world_if_absent
 from study import plot
 from study.folder import HERE, Folder
 from study.logs import read_log

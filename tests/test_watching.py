@@ -112,7 +112,6 @@ def test_validation_refuses_before_work_starts(refused, guesses, tmp_path):
     refused("train_sft", *start, "--eval-every", "1", "--eval-questions", "0", words=("--eval-questions 0",))
     refused("train_rl", *start, "--sample-every", "-1", words=("--sample-every -1",))
     refused("merge", *start, "--eval-questions", "9", words=("--eval-questions 9", "--eval-every"))
-    refused("train_sft", *start, "--max-new-tokens", "9", words=("--max-new-tokens 9", "--sample-every"))
     assert not (tmp_path / "run").exists()
 
 
