@@ -74,7 +74,7 @@ class Study(Session):
         args, folder, flags = self.args, self.folder, self.plan.p["world"]
         writable_dir(args.out)
         lock(args.out)
-        make_world(self.data, flags, args.out / "logs" / "world.log")
+        make_world(self.data, flags, args.out / "logs" / "world.log", own=bool(flags))
         folder.data = data_identity(self.data)
         if args.known:
             print(f"{take_over(folder, Path(args.known), args.accept_other_source)} runs taken over from {args.known}")

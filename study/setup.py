@@ -28,13 +28,16 @@ def world_command(data: Path, flags: list[str]) -> list[str]:
     return ["python", "-m", "data.world", "--out", shown(data), *flags]
 
 
-def make_world(data: Path, flags: list[str], log: Path) -> None:
-    """Unless it is there. What it prints, the tour of the world, goes to the terminal and to the log."""
+def make_world(data: Path, flags: list[str], log: Path, own: bool) -> None:
+    """Unless it is there. What it prints, the tour of the world, goes to the terminal and to the log. A world of other
+    code is made again where it is the study's own, and refused where others may use it."""
     made_by = data / "made_by"
     if (data / "meta.json").exists():
-        if not made_by.is_file() or made_by.read_text(encoding="utf-8").strip() != code_hash():
+        if made_by.is_file() and made_by.read_text(encoding="utf-8").strip() == code_hash():
+            return
+        if not own:
             raise UserError(f"{data} holds a world of other code than data/world.py: remove it, and it is made anew")
-        return
+        print(f"{shown(data)} is of other code than data/world.py")
     command = world_command(data, flags)
     print(f"making the world, about 20 s; this is what it holds | {shown(log)}", flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)

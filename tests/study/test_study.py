@@ -81,26 +81,30 @@ def test_paths_are_the_callers(monkeypatch, tmp_path):
     assert cli.parse_args().out == tmp_path / "my runs" / "x"
 
 
-def test_a_world_of_other_code_is_refused(monkeypatch, world_there):
-    """Else a study would report an old world's numbers as today's."""
-    made_by = world_there.dir / "world" / "made_by"
+def test_a_world_of_other_code_is_no_world(monkeypatch, world_there, capfd):
+    """Else a study would report an old world's numbers as today's. Its own is made again, another is refused."""
+    data, log = world_there.dir / "world", world_there.dir / "world.log"
+    monkeypatch.setattr(setup, "world_command", lambda data, flags: ["python", "-c", "print('made')"])
+    setup.make_world(data, [], log, own=False)
     for text in ("", "another\n"):
-        made_by.write_text(text)
+        (data / "made_by").write_text(text)
         with pytest.raises(UserError, match="other code.*remove it"):
-            call(monkeypatch, "--preset", "smoke", "--out", world_there.dir)
-    assert not (world_there.dir / "runs.json").exists()
+            setup.make_world(data, [], log, own=False)
+    assert not log.exists()
+    setup.make_world(data, [], log, own=True)
+    assert "other code" in capfd.readouterr().out and log.read_text().endswith("made\n")
 
 
 def test_the_world_is_shown_while_it_is_made(tmp_path, capfd, monkeypatch):
     """Its tour goes to the terminal and to the log."""
     tour = "from pathlib import Path; Path('x').parent; print('gsm: a question'); print('Q: 1+1?')"
     monkeypatch.setattr(setup, "world_command", lambda data, flags: ["python", "-c", tour])
-    setup.make_world(tmp_path / "world", [], tmp_path / "logs" / "world.log")
+    setup.make_world(tmp_path / "world", [], tmp_path / "logs" / "world.log", own=True)
     assert "gsm: a question\nQ: 1+1?\n" in capfd.readouterr().out
     assert (tmp_path / "logs" / "world.log").read_text().endswith("gsm: a question\nQ: 1+1?\n")
     monkeypatch.setattr(setup, "world_command", lambda data, flags: ["python", "-c", "raise SystemExit(3)"])
     with pytest.raises(UserError, match=r"the world could not be made; see .*world.log"):
-        setup.make_world(tmp_path / "world", [], tmp_path / "logs" / "world.log")
+        setup.make_world(tmp_path / "world", [], tmp_path / "logs" / "world.log", own=True)
 
 
 def test_devices(monkeypatch):
