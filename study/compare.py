@@ -206,6 +206,10 @@ def questions_asked(c: Comparison) -> str:
     return f"{first['questions'][a.task]['n_questions']} {kind} questions of {a.task}, {a.n_samples} samples each"
 
 
+def seeds(c: Comparison) -> str:
+    return f"seeds {c.seeds[0]} to {c.seeds[-1]}" if len(c.seeds) > 1 else f"seed {c.seeds[0]}"
+
+
 def command(s: Setting) -> str:
     return shlex.join([s.script, *words(s.flags)])
 
@@ -218,7 +222,7 @@ def page(c: Comparison, unfinished: list[str]) -> str:
     commands = [f"- {s.name}: `{command(s)}`" for s in c.settings]
     parts = [
         "# Settings compared",
-        f"From `{c.args.init}`, seeds {c.seeds[0]} to {c.seeds[-1]}, on {questions_asked(c)}.",
+        f"From `{shown(c.args.init)}`, {seeds(c)}, on {questions_asked(c)}.",
         f"**Careful: {LOUD}.**" * (c.args.split == "test"),
         markdown(table(c)),
         one + means,
@@ -319,7 +323,7 @@ def main() -> None:
     if args.split == "test":
         print(f"CAREFUL: {LOUD}")
     session = Session(args, c.tasks, args.data)
-    what = f"{', '.join(s.name for s in c.settings)} | {len(c.seeds)} seeds | {len(c.tasks)} runs"
+    what = f"{', '.join(s.name for s in c.settings)} | {seeds(c)} | {len(c.tasks)} runs"
     cost = minutes(sum(task.cost for task in c.tasks) / session.jobs)
     print(f"{what}, about {cost} from nothing, {session.jobs} side by side", flush=True)
     if args.plan:

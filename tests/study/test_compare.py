@@ -147,7 +147,7 @@ def test_a_plan_and_a_mistake_run_nothing(compare_here, tmp_path, world, capsys)
     settings = ["none=train_rl.py --adv-norm none", "rare=merge.py --sync-every 8"]
     assert compare_here(*settings, flags=("--plan",)) == [] and not (tmp_path / "out").exists()
     shown = capsys.readouterr().out
-    assert "baseline-rl, baseline-merge, none, rare | 3 seeds | 25 runs" in shown
+    assert "baseline-rl, baseline-merge, none, rare | seeds 1 to 3 | 25 runs" in shown
     assert "rare-s3 " in shown and "merge.py --sync-every 8 --steps 48 --seed 3" in shown
     for flags, message in [
         (("--seeds", 0), "--seeds 0: at least 1"),
