@@ -43,21 +43,17 @@ class Setting:
 
 @cache
 def load_script(script: str) -> ModuleType:
-    """The module of a stage. A fork that lies elsewhere is loaded from its file, as Python would run it."""
-    if "/" not in script:
-        return importlib.import_module(script.removesuffix(".py"))
-    path = HERE / script
-    sys.path.append(str(path.parent))  # for what it imports from its own folder
-    spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_fork(script: str) -> ModuleType:
-    """load_script, with what is wrong with a fork in a sentence."""
+    """The module of a stage. A fork that lies elsewhere is loaded from its file, as Python would run it; what is wrong
+    with a fork is said in a sentence."""
     try:
-        module = load_script(script)
+        if "/" not in script:
+            module = importlib.import_module(script.removesuffix(".py"))
+        else:
+            path = HERE / script
+            sys.path.append(str(path.parent))  # for what it imports from its own folder
+            spec = importlib.util.spec_from_file_location(f"fork_{path.stem}", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
     except Exception as error:  # whatever stands in that file
         raise UserError(f"{script} cannot be loaded ({type(error).__name__}: {error}); mend it") from error
     for name in ("parser", "parse_args", "main"):
@@ -67,7 +63,7 @@ def load_fork(script: str) -> ModuleType:
 
 
 def flag_names(script: str) -> set[str]:
-    return {action.dest for action in load_fork(script).parser()._actions}
+    return {action.dest for action in load_script(script).parser()._actions}
 
 
 def find_script(name: str, start: Path) -> str:
@@ -101,7 +97,7 @@ def read_setting(text: str, own: dict, start: Path) -> Setting:
         raise UserError(f"--compare {name}: --{flag} cannot be part of a setting: the comparison sets it; drop it")
     if getattr(args, "epochs", None):
         raise UserError(f"--compare {name}: give --steps instead of --epochs: runs must be known by their last step")
-    return Setting(name, script, changed_flags(load_fork(script), words), args.steps)
+    return Setting(name, script, changed_flags(load_script(script), words), args.steps)
 
 
 def changed_flags(module: ModuleType, words: list[str]) -> dict:
@@ -122,7 +118,7 @@ def parsed(script: str, own: dict, words: list[str]) -> argparse.Namespace:
     sys.argv = [script, *(w for key, value in own.items() for w in (f"--{key}", str(value))), *words]
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            found = load_fork(script).parse_args()
+            found = load_script(script).parse_args()
     except SystemExit as ended:
         lines = said.getvalue().strip().splitlines() or ["these flags run nothing"]
         raise UserError(f"{script}: {lines[-1].split('error: ')[-1]}") from ended

@@ -15,8 +15,9 @@ import common
 from common import UserError
 from study import __main__ as cli
 from study import runner, session
-from study.folder import HERE, load_script
+from study.folder import HERE
 from study.read import per_question
+from study.settings import load_script
 
 TINY = "--steps 2 --prompts-per-step 4 --group-size 2 --max-new-tokens 6 --lr 0.1"
 
