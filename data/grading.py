@@ -45,13 +45,14 @@ _PART = rf"(?:\{{ ?([-+]?{_DECIMAL}) ?\}}|([0-9]))"  # numerator or denominator 
 _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\\!\s*|\\(?:left|right)(?![a-z])|\\displaystyle|\\[()\[\]]", ""),
+        (r"\s*\\!\s*|\\(?:left|right)(?![a-z])|\\displaystyle|\\[()\[\]]", ""),
         (r"\{,\}", ","),
         (r"\\[,;: ]|\\quad|~", " "),
         (r"\\(?=[$%])", ""),
         (r"\^ ?\{? ?\\circ ?\}?|\\degree", "°"),
         (r"\\(?:text|mbox|hbox|textbf|textit|textrm|mathrm|mathbf|operatorname) ?\{([^{}]*)\}", r" \1 "),
         (rf"\\[dtc]?frac ?{_PART} ?{_PART}", r" \1\2/\3\4"),
+        (r" +\^", "^"),
     ]
 ]
 
@@ -66,7 +67,7 @@ def _plain(answer: str) -> str:
     if "\\" in text or "{" in text or "~" in text:
         for pattern, replacement in _LATEX:
             text = pattern.sub(replacement, text)
-    text = text.strip()
+    text = re.sub(r"[ \t]{2,}", " ", text).strip()
     braced = re.fullmatch(r"(\{+)([^{}]*)(\}+)", text)
     return braced[2].strip() if braced and len(braced[1]) == len(braced[3]) else text
 
@@ -111,9 +112,9 @@ _AFTER = re.compile(  # what may stand behind it
     " ?(?:°[CF]?|[%€£¥₹$])?"
     + _either(
         _CLOSERS,
-        r"[.;?]\s+[^\s0-9]|[,:]\s+[A-Za-z]{2}|\s+\([A-Za-z]",  # a new sentence, clause or remark
+        r"[.;?]\s+[^\s0-9]|(?:[,:]\s+|\s+\()(?!or\b|and\b)[A-Za-z]{2}",  # a new sentence, clause or remark
         r"(?:[kcm]m|[km]g|m[lL]|lbs?|ft|oz|hrs?|mins?|mph|st|nd|rd|th)(?![A-Za-z])",  # 5cm, 5th, but not 5x
-        rf"[ -]+[mgshlLVWJNCKF](?:\^[23]|/[a-z]+)?{_CLOSERS}",  # 5 m, but not 5 x
+        rf"[ -]+[mgshlLVWJNCKF](?:/[a-z]+)?(?:\^[23])?{_CLOSERS}",  # 5 m, but not 5 x
         # 5 apples, but not 5 million, 5 or 6, 5 feet 3 inches
         rf"[ -]+(?!{_NO_UNITS}\b)(?!{_GOES_ON})(?:[A-Za-z]{{2}}|an? [A-Za-z]{{2}})",
     )
@@ -173,15 +174,18 @@ _BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|([{}])|\\.|[^\\{}\s]+", re.DOTALL
 _LAST = re.compile(
     rf"(?:(?<![0-9A-Za-z)\]}}])[-+])?(?:US\$|[$€£¥₹])?{_MIXED}{_DECIMAL}(?:/[-+]?{_DECIMAL})?",
 )
-_BROKEN_BEFORE = re.compile(  # of 12:30, 1.2.3, 1/2/3, x^5, \sqrt{3}, 0,5 (but 1,2,3 is a list) and "5 or 6"
-    _either(r"[0-9][.:/]", r"[\^_]\{?", r"\\sqrt ?\{?", "(?<![0-9,])[0-9]+,", r"\.[0-9]+,", "[0-9] or ") + r"\Z"
-)
-_BROKEN_AFTER = re.compile(  # of 5٢, 12:30, 5^2, 5x, 5\pi and "5 million"
+_BROKEN_BEFORE = re.compile(
     _either(
-        r"\d",
-        r"[.,:/][0-9]",
-        r"[\^_]",
-        r"[abcikntxyzπ](?![A-Za-z])",
+        r"[0-9][.:/']|[0-9]{4}-[0-9]+-|[0-9] or ",  # of 12:30, 1.2.3, 1/2/3, 1'000, 2024-01-05, "5 or 6"
+        r"(?<![0-9,])[0-9]+,|\.[0-9]+,",  # of 0,5 and 1.234,5, but 1,2,3 is a list
+        r"[\^_]\{?|\\sqrt ?\{?|[√±]",  # of x^5, \sqrt{3}, ±5
+    )
+    + r"\Z"
+)
+_BROKEN_AFTER = re.compile(  # of 5٢, 12:30, 5^2, 5x, 5\pi, 5M and "5 million"
+    _either(
+        r"\d|[.,:/][0-9]|[\^_√]",
+        r"[abcikntxyzπKMB](?![A-Za-z])",
         r" ?\\?(?:pi\b|sqrt|times|cdot)",
         rf" {_SCALES}\b",
     )
