@@ -96,7 +96,11 @@ def files_of(run: dict) -> list[str]:
 def pack(folder: Path, out: Path, also: list[str]) -> int:
     """Write the archive of a study; `also`: names of evaluations that runs.json does not name. Returns its bytes."""
     study, files = StudyFiles(folder), {}
-    for name in [*(name for r in study.manifest["runs"] for name in files_of(r)), *also]:
+    try:
+        names = [name for run in study.manifest["runs"] for name in files_of(run)]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{study.path}: no list of runs with their files; run python -m study again") from None
+    for name in [*names, *also]:
         if not name.endswith(".jsonl"):
             files[name] = study.json(name)
         elif rows := study.rows(name):

@@ -116,6 +116,14 @@ def test_a_file_that_is_no_archive_ends_in_a_sentence(tmp_path, whole):
         StudyFiles(tmp_path)
 
 
+@pytest.mark.parametrize("runs", [None, {}, [3], [{"kind": "eval"}], [{"kind": "train", "out": "a", "metrics": 3}]])
+def test_a_study_without_a_list_of_runs_is_not_packed(tmp_path, runs):
+    (tmp_path / "runs.json").write_text(json.dumps({"runs": runs} if runs != {} else {}))
+    with pytest.raises(UserError, match="runs.json: no list of runs"):
+        pack(tmp_path, tmp_path / "a.gz", [])
+    assert not (tmp_path / "a.gz").exists()
+
+
 def test_names_stay_in_the_folder(tmp_path):
     """Of a live study too: its runs.json may be edited by hand, or come from elsewhere."""
     study(tmp_path)
