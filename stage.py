@@ -377,14 +377,14 @@ class Run:
         elapsed = time.time() - self.began
         done = step - self.start.step
         left = f" | {elapsed / done * (self.args.steps - step):.0f} s left" if done else ""
-        values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
-        line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
-        print(f"step {step:05d}/{self.args.steps:05d} | {line}{left}", flush=True)
         with open(self.out / "metrics.jsonl", "a") as f:
             row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
             row["perf/elapsed_s"] = round(self.before + elapsed, 2)
             lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}  # JSON has no NaN
             f.write(json.dumps(row | lost) + "\n")
+        values = [(label, metrics.get(spec.split(":")[0]), spec.split(":")[1]) for label, spec in shown.items()]
+        line = " | ".join(f"{label} {format(value, spec)}" for label, value, spec in values if value is not None)
+        print(f"step {step:05d}/{self.args.steps:05d} | {line}{left}", flush=True)
 
     def samples(self, step: int, rows: list[dict]) -> None:
         """Add rows (data.pass_at_k.sample_row) to samples.jsonl and show the first."""
