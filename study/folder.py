@@ -158,15 +158,17 @@ class Folder:
 
     def stale(self) -> list[Task]:
         """What other code than today's made, and what hangs on that; but not what was accepted as it is."""
-        found: dict[Task, None] = {}
+        found, affected = [], set()  # affected: what lies there, and what would start from it
         today = {script: source_hash(HERE / script) for script in {task.script for task in self.tasks}}
         for task in self.tasks:
             kept, source = self.done.get(self.out(task), {}), self.source(task)
             current = source == today[task.script] or ("accepted" in kept and kept["accepted"] == source)
-            begun = (self.path(task) if task.kind == "eval" else self.path(task).parent).exists()
-            if begun and (not current or any(parent in found for parent, _ in task.inputs.values())):
-                found[task] = None
-        return list(found)
+            left = self.path(task) if task.kind == "eval" else self.path(task, "config.json")
+            begun = left.exists() or bool(self.checkpoints(task))
+            if (begun and not current) or any(parent in affected for parent, _ in task.inputs.values()):
+                affected.add(task)
+                found += [task] if begun else []
+        return found
 
     def accept(self, tasks: list[Task]) -> None:
         """Take these as they are, whatever code made them; runs.json says so, and which code it was."""

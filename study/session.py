@@ -44,6 +44,7 @@ class Session:
         runner = Runner(folder, self.data, self.jobs, args.minutes, self.devices, save)
         left = sum(task.cost for task in folder.to_do()) / self.jobs
         print(f"{len(folder.to_do())} runs to do, about {minutes(left)} | logs: {shown(args.out / 'logs')}", flush=True)
+        save()  # what was accepted is known from now on
         failed = runner.run()
         save()
         return failed

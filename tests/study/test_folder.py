@@ -196,8 +196,13 @@ def test_stale_runs_are_set_aside_and_nothing_is_lost(code, tmp_path):
     sft, gold = find(made, "sft-"), find(made, "gold-")
     write_run(made, sft, source="0ther")
     write_run(made, gold, earlier=[{"source": "0ther"}])
-    stale = made.stale()
+    just_begun = made.path(find(made, "gold_rl")).parent
+    shutil.rmtree(just_begun)
+    just_begun.mkdir()  # killed before it wrote anything
+    stale = made.stale()  # and what hangs on gold through it
     assert names(stale) == {"sft", "sft_rl", "gold", "gold_rl"} and made.source(gold) is None
+    write_run(made, find(made, "gold_rl"))
+    stale = made.stale()
     held = {p.name: p.read_bytes() for t in stale for p in [made.path(t)]}
     made.set_aside(stale[-3:])
     assert made.stale() == stale[:-3]

@@ -14,6 +14,7 @@ from data.files import UserError
 from study import __main__ as cli
 from study import session, setup
 from study.folder import HERE
+from study.plan import make_plan
 from study.read import Lab
 from study.summary import MEANINGLESS, table
 
@@ -118,6 +119,17 @@ def test_devices(monkeypatch):
     assert setup.find_devices("cuda:1") == ("cuda:1",) and setup.find_devices("cpu") == ("cpu",)
     with pytest.raises(UserError, match="--device cuda:2"):
         setup.find_devices("cuda:2")
+
+
+def test_gpus_share_the_runs(monkeypatch, tmp_path):
+    """One run a GPU, at addresses of their own; --jobs has the last word."""
+    monkeypatch.setattr(session, "find_devices", lambda name: ("cuda:0", "cuda:1"))
+    for flags, jobs in (([], 2), (["--jobs", "3"], 3)):
+        monkeypatch.setattr(sys, "argv", ["study", "--preset", "smoke", "--out", str(tmp_path), *flags])
+        made = session.Study(cli.parse_args(), make_plan("smoke", 1))
+        assert made.jobs == jobs and made.folder.device == "cuda"
+    task = made.folder.tasks[0]
+    assert made.folder.address(task) != planned("smoke", data="").address(task)
 
 
 def test_the_plan_is_printed_in_order(monkeypatch, capsys):
