@@ -1,5 +1,6 @@
 """The parts of bench/gpu.py that ask whether a GPU runs the kernels and computes the right numbers."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from multiprocessing import get_context
 import torch
 
 from bench.gpu_machine import Machine, document_starts
+from bench.gpu_speed import tile_work
 from kernels import tiles
 from kernels.attention import attention
 from kernels.attention_torch import attention_reference
@@ -48,13 +50,22 @@ def kernel_calls(m: Machine) -> list[tuple]:
         (m.rehearse, "attention", t, D, mask) for t in dtypes for D in sizes for mask in (None, "first", "shared")
     ]
     others = [(m.rehearse, kind, t, D, None) for t in dtypes for kind in ("logprob", "decode") for D in sizes]
-    return attentions + others
+    sets = m.pick(tiles.CANDIDATES, {})  # for the part that compares tiles
+    return (
+        attentions + others + [(m.rehearse, k, None, D, i) for (k, D), rows in sets.items() for i in range(len(rows))]
+    )
 
 
-def build_one(rehearse: bool, kind: str, dtype: str, D: int, mask: str | None) -> float:
-    """Seconds of a first forward and backward; what it compiles stays in Triton's cache on the disk."""
+def build_one(rehearse: bool, kind: str, dtype: str | None, D: int | None, mask: str | int | None) -> float:
+    """Seconds of a first forward and backward, or of one kernel with its candidate tile number `mask`; what it compiles
+    stays in Triton's cache on the disk."""
     m, began = Machine(rehearse), time.perf_counter()
-    forward(m, kind, getattr(torch, dtype), D, mask, T=m.pick(256, 32))
+    if dtype is None:
+        _, candidates, work = tile_work(m, kind, D, T=256)
+        with contextlib.suppress(Exception):  # more shared memory than this GPU has: no candidate then
+            work(candidates[mask])
+    else:
+        forward(m, kind, getattr(torch, dtype), D, mask, T=m.pick(256, 32))
     m.synchronize()
     return time.perf_counter() - began
 

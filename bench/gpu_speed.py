@@ -21,39 +21,47 @@ from kernels.logprob import linear_logprob
 
 
 # ---------------------------------------------------------------- tiles
-def sweep(m: Machine):
-    """Each kernel alone over its candidates: the table's tile against the best."""
+def tile_work(m: Machine, kernel: str, D: int | None, T: int):
+    """(the table's tile, the candidates, a call of this kernel alone with a tile) on rows of T tokens."""
     target = target_of(torch.empty(0, device=m.device))
     table = "sm90" if m.rehearse else target
-    for D in (64, 128):
-        q, k, v, g = (m.randn(*m.pick((4, 16, 4096), (1, 1, 40)), D) for _ in range(4))
-        first = document_starts(*q.shape[::2][:2], m.pick(1024, 16), m.device)
-        rows = tiles.attention_tiles(table, D, m.low)
-        o, lse = attention_forward(q, k, v, first, None, rows[0])
-        delta = attention_delta(o, g)
-        kernels = {
-            "_attn_fwd": lambda tile, q=q, k=k, v=v, first=first: attention_forward(q, k, v, first, None, tile),
-            "_attn_bwd_dkdv": lambda tile, x=(q, k, v, first, None, g, lse, delta): attention_dkdv(*x, tile),
-            "_attn_bwd_dq": lambda tile, x=(q, k, v, first, None, g, lse, delta): attention_dq(*x, tile),
-        }
-        for (name, work), row in zip(kernels.items(), rows, strict=True):
-            candidates = [tiles.AttentionTile(*x) for x in tiles.CANDIDATES[name, D]]
-            yield dict(case=f"{name} {D}", **best_tile(m, work, row, m.pick(candidates, candidates[:1])))
-    hidden, weight = (
-        m.randn(m.pick(8192, 40), m.pick(2048, 32), grad=True),
-        m.randn(m.pick(32_000, 130), m.pick(2048, 32), grad=True),
-    )
-    targets = torch.arange(len(hidden), device=m.device) % len(weight)
-    for i, name in enumerate(("_logprob_fwd", "_logprob_bwd")):
-        row = logprob_file.LOGPROB_TILES[table][0][i]
-        candidates = [tiles.LogprobTile(*x) for x in tiles.CANDIDATES[name, None]]
+    if D is None:
+        row, kind = logprob_file.LOGPROB_TILES[table][0][kernel == "_logprob_bwd"], tiles.LogprobTile
+        width = m.pick(2048, 32)
+        hidden, weight = m.randn(2 * T, width, grad=True), m.randn(m.pick(32_000, 130), width, grad=True)
+        targets = torch.arange(2 * T, device=m.device) % len(weight)
 
-        def work(tile, backward=bool(i)):
+        def work(tile):
             with patch.dict(logprob_file.LOGPROB_TILES, {target: ((tile,) * 2,) * 2}):
                 logp = linear_logprob(hidden, weight, targets, impl="triton")[0]
-                return torch.autograd.grad(logp.sum(), hidden) if backward else logp
+                return logp if kernel == "_logprob_fwd" else torch.autograd.grad(logp.sum(), hidden)
 
-        yield dict(case=name, **best_tile(m, work, row, m.pick(candidates, candidates[:1])))
+    else:
+        row, kind = (
+            dict(zip(ATTENTION, tiles.attention_tiles(table, D, m.low), strict=True))[kernel],
+            tiles.AttentionTile,
+        )
+        q, k, v, g = (m.randn(*m.pick((4, 16), (1, 1)), T, D) for _ in range(4))
+        first = document_starts(len(q), T, m.pick(1024, 16), m.device)
+        o, lse = attention_forward(q, k, v, first, None, tiles.attention_tiles(table, D, m.low)[0])
+        backward = (q, k, v, first, None, g, lse, attention_delta(o, g))
+
+        def work(tile):
+            if kernel == "_attn_fwd":
+                return attention_forward(q, k, v, first, None, tile)
+            return (attention_dkdv if kernel == "_attn_bwd_dkdv" else attention_dq)(*backward, tile)
+
+    return row, [kind(*x) for x in tiles.CANDIDATES[kernel, D]], work
+
+
+ATTENTION = ("_attn_fwd", "_attn_bwd_dkdv", "_attn_bwd_dq")
+
+
+def sweep(m: Machine):
+    """Each kernel alone over its candidates: the table's tile against the best. Part `build` has compiled them."""
+    for kernel, D in tiles.CANDIDATES:
+        row, candidates, work = tile_work(m, kernel, D, m.pick(4096, 40))
+        yield dict(case=f"{kernel} {D or ''}".strip(), **best_tile(m, work, row, m.pick(candidates, candidates[:1])))
 
 
 def best_tile(m: Machine, work, row, candidates) -> dict:

@@ -12,7 +12,8 @@ separate caches; 32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 key
 A sampler whose rows finish one by one keeps only the B unfinished ones, in any order, and passes `seats`: then the
 tails, whose cost is memory traffic, are those of B rows, and only the prefix product runs on the padded groups.
 
-There is no backward: this is for sampling and scoring.
+There is no backward: this is for sampling and scoring. Log-sum-exps are in base e in the torch path and in base 2 in
+the kernels, which therefore share nothing but the definition.
 """
 
 import math
@@ -91,12 +92,14 @@ def _partial(q, k, v, bias):
     if k.shape[1] == 0:
         return torch.zeros_like(q, dtype=stat), q.new_full((*q.shape[:2], 1), -1e30, dtype=stat)
     if bias is not None and q.dtype == stat:
-        s = torch.baddbmm(bias, q, k.transpose(1, 2))
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2))
     else:
-        s = torch.bmm(q, k.transpose(1, 2)).to(stat)
-        s = s if bias is None else s.add_(bias)
-    p = s.softmax(-1)  # one fused pass; its log-sum-exp is max s - log max p, and max p >= 1 / T cannot underflow
-    lse = s.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
+        scores = torch.bmm(q, k.transpose(1, 2)).to(stat)
+        scores = scores if bias is None else scores.add_(bias)
+    p = scores.softmax(
+        -1
+    )  # one fused pass; its log-sum-exp is max score - log max p; max p >= 1 / T cannot underflow
+    lse = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
     return torch.bmm(p.to(v.dtype), v).to(stat), lse
 
 
