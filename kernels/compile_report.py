@@ -268,7 +268,8 @@ def table_row(builds: list[Build], rows: list[dict]) -> str:
     tiles_of_row = dict.fromkeys("x".join(map(str, (*b.tile, b.warps, b.stages))) for b in builds)
     cells = [*b.row, ", ".join(tiles_of_row), worst("registers"), spills]
     cells += [f"{worst('shared'):,}", number(worst("instructions")), number(worst("exp2"))]
-    cells += [rows[0]["matrix"], f"{min(r['occupancy'] for r in rows)} %"]
+    longest = max(rows, key=lambda r: r["instructions"] or 0)
+    cells += [longest["matrix"], f"{min(r['occupancy'] for r in rows)} %"]
     return " | ".join(map(str, cells))
 
 
@@ -305,7 +306,7 @@ worst of each number.
   step along the width. Limits at 16 bit, forward at head size 128 / backward: {limits}.
 - 2^x a score: 1 is what softmax needs; 2 would say that two groups of warps compute the same scores. At most 1.05, and
   in a forward 4 / (keys of the tile) more, for each row's rescaling.
-- matrix instructions: in that loop. Shared memory a block may have: {shared}.
+- matrix instructions: in the longest such loop of the line. Shared memory a block may have: {shared}.
 
 """
 

@@ -96,9 +96,7 @@ def _partial(q, k, v, bias):
     else:
         scores = torch.bmm(q, k.transpose(1, 2)).to(stat)
         scores = scores if bias is None else scores.add_(bias)
-    p = scores.softmax(
-        -1
-    )  # one fused pass; its log-sum-exp is max score - log max p; max p >= 1 / T cannot underflow
+    p = scores.softmax(-1)  # one fused pass; its log-sum-exp is max score - log max p; max p >= 1 / T cannot underflow
     lse = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
     return torch.bmm(p.to(v.dtype), v).to(stat), lse
 
