@@ -30,10 +30,23 @@ def main():
     a = p.parse_args()
     model, device = begin(a)
     args = argparse.Namespace(
-        lr=1e-6, weight_decay=0.01, betas=(0.9, 0.999), group_size=a.samples, max_new_tokens=a.max_new, temperature=1.0,
-        updates_per_batch=1, loss_norm="token", adv_norm="std", clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.0,
-        micro_batch_size=a.micro, grad_clip=1.0, out="",
-    )  # fmt: skip
+        lr=1e-6,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        group_size=a.samples,
+        max_new_tokens=a.max_new,
+        temperature=1.0,
+        updates_per_batch=1,
+        loss_norm="token",
+        adv_norm="std",
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=3.0,
+        kl_coef=0.0,
+        micro_batch_size=a.micro,
+        grad_clip=1.0,
+        out="",
+    )
     optimizer = make_optimizer(model, args)
     eos = list(range(1, 1 + max(1, round(a.eos_rate * a.vocab))))
     rng = torch.Generator().manual_seed(a.seed)
@@ -50,9 +63,15 @@ def main():
         completions = out.completions()
         rewards = torch.tensor([float(sum(ids) % 7 == 0) for ids in completions])
         batch = Batch(
-            [p for p in prompts for _ in range(a.samples)], completions, out.lengths, rewards,
-            group_advantages(rewards, a.samples), [], [], out.finished,
-        )  # fmt: skip
+            [p for p in prompts for _ in range(a.samples)],
+            completions,
+            out.lengths,
+            rewards,
+            group_advantages(rewards, a.samples),
+            [],
+            [],
+            out.finished,
+        )
         lengths.append(float(out.lengths.float().mean()))
         return grpo_step(model, None, optimizer, batch, args, device)
 
@@ -60,10 +79,16 @@ def main():
     times, results, cpu = timed(step, a.steps)
     generate = statistics.median(spans[1:])
     report(
-        a, "grpo step", times, cpu, s_per_step=statistics.median(times), s_generate=generate,
+        a,
+        "grpo step",
+        times,
+        cpu,
+        s_per_step=statistics.median(times),
+        s_generate=generate,
         s_train=statistics.median(t - g for t, g in zip(times, spans[1:], strict=True)),
-        mean_len=sum(lengths) / len(lengths), grad_norm=results[-1]["train/grad_norm"],
-    )  # fmt: skip
+        mean_len=sum(lengths) / len(lengths),
+        grad_norm=results[-1]["train/grad_norm"],
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ def main():
     a = p.parse_args()
     model, device = begin(a)
     rng = random.Random(a.seed)
-    words = lambda low, high: [rng.randrange(3, a.vocab) for _ in range(rng.randint(low, high))]  # noqa: E731
+
+    def words(low, high):
+        return [rng.randrange(3, a.vocab) for _ in range(rng.randint(low, high))]
+
     contexts = [words(*a.ctx_lens) for _ in range(a.items)]
     choices = [[words(*a.cont_lens) for _ in range(a.choices)] for _ in range(a.items)]
 

@@ -34,7 +34,10 @@ def one_run(a) -> dict:
         sys.exit("--dtype bf16: this CPU has no bfloat16 arithmetic, so the figure would mean nothing; use fp32")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    normal = lambda rows, std: torch.empty(rows, a.dim, dtype=dtype).normal_(0, std)  # noqa: E731  (no temporary)
+
+    def normal(rows, std):  # no temporary
+        return torch.empty(rows, a.dim, dtype=dtype).normal_(0, std)
+
     hidden, weight = normal(a.tokens, 1.0).requires_grad_(), normal(a.vocab, 0.02).requires_grad_()
     targets, w = torch.randint(a.vocab, (a.tokens,)), torch.randn(a.tokens)
 

@@ -58,9 +58,17 @@ def main():
     rate = a.batch * a.block * a.steps / statistics.median(times)
     flops = model.config.flops_per_token(a.block)
     report(
-        a, "pretrain step", times, cpu, tokens_per_s=rate, s_per_step=statistics.median(times) / a.steps,
-        matmul_gflops=rate * flops / 1e9, first_loss=losses[0], last_loss=losses[-1], losses=losses,
-    )  # fmt: skip
+        a,
+        "pretrain step",
+        times,
+        cpu,
+        tokens_per_s=rate,
+        s_per_step=statistics.median(times) / a.steps,
+        matmul_gflops=rate * flops / 1e9,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        losses=losses,
+    )
 
 
 if __name__ == "__main__":

@@ -59,9 +59,16 @@ def begin(a, block_size: int = 1024) -> tuple[GPT, Device]:
         return at_home(GPT(replace(PRESETS[a.preset], block_size=block_size)), a, device), device
     olmo2 = a.arch == "olmo2"
     config = GPTConfig(
-        vocab_size=a.vocab, block_size=block_size, n_layer=a.layers, n_head=a.heads, n_embd=a.hidden,
-        n_hidden=a.intermediate, post_norm=olmo2, qk_norm=olmo2, tied=a.tied or not olmo2,
-    )  # fmt: skip
+        vocab_size=a.vocab,
+        block_size=block_size,
+        n_layer=a.layers,
+        n_head=a.heads,
+        n_embd=a.hidden,
+        n_hidden=a.intermediate,
+        post_norm=olmo2,
+        qk_norm=olmo2,
+        tied=a.tied or not olmo2,
+    )
     return at_home(GPT(config), a, device), device
 
 

@@ -399,7 +399,10 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
 def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: dict, seed: int) -> None:
     """Print counts, lengths in tokens, the guess floor and one example of everything."""
     rng = random.Random(f"{seed}:examples")
-    length = lambda text: len(enc.encode_ordinary(text))  # noqa: E731
+
+    def length(text):
+        return len(enc.encode_ordinary(text))
+
     print(f"vocabulary {enc.n_vocab} tokens, hash {meta['tokenizer']['hash'][:12]}")
     for name, entry in meta["files"].items():
         print(f"{name:12s} {entry['tokens']:>11,} tokens")

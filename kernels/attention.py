@@ -89,9 +89,15 @@ def _(q, k, v, first, shared):
 
 @torch.library.custom_op("kernels::attention_backward", mutates_args=())
 def _backward_operator(
-    g: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
-    first: Maybe, shared: Maybe,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    g: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    first: Maybe,
+    shared: Maybe,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return _backward(g, q, k, v, o, lse, first, shared)
 
 

@@ -12,6 +12,7 @@ A block of BLOCK_M queries walks its keys in phases, so that only blocks which a
 A block of BLOCK_N keys walks the queries that see it in the same way: the diagonal, full, and those that see a part.
 Log-sum-exps (m_i, lse) are in base 2 throughout: exp(x) = 2 ** (x log2 e), scale2 = scale log2 e, and GPUs have 2^x.
 No atomics: every element is summed by one program in one order, so two runs give the same bits.
+Arguments stand in rows by kind (fmt: skip): pointers, strides, sizes, constants. One a line would hide the kernels.
 """
 
 import math

@@ -263,7 +263,10 @@ COLUMNS += "2^x a score | matrix instructions | occupancy"
 def table_row(builds: list[Build], rows: list[dict]) -> str:
     """One line for the builds of a row: of each number the worst."""
     b, worst = builds[0], lambda key: max((r[key] for r in rows if r[key] is not None), default=None)
-    number = lambda value: "" if value is None else f"{value:.3f}"  # noqa: E731
+
+    def number(value):
+        return "" if value is None else f"{value:.3f}"
+
     spills = f"{worst('spills')} + {worst('other_spills')}"
     tiles_of_row = dict.fromkeys("x".join(map(str, (*b.tile, b.warps, b.stages))) for b in builds)
     cells = [*b.row, ", ".join(tiles_of_row), worst("registers"), spills]

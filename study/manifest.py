@@ -57,11 +57,19 @@ def write_manifest(runner: Runner, header: dict) -> None:
 def header_of(plan: Plan, jobs: int, device: str, make_world: list[str], data: Path) -> dict:
     """What runs.json says of the study as a whole, but its time."""
     return dict(
-        preset=plan.preset, seed=plan.seed, commit=git_commit()[0], machine=machine(), device=device,
-        trials=plan.p["trials"], primary=[start.tokens for start in plan.primary], threads=1, jobs=jobs,
-        setup=[shlex.join(make_world)], copying=copying_of(data, plan.p["test"]["limit"]),
+        preset=plan.preset,
+        seed=plan.seed,
+        commit=git_commit()[0],
+        machine=machine(),
+        device=device,
+        trials=plan.p["trials"],
+        primary=[start.tokens for start in plan.primary],
+        threads=1,
+        jobs=jobs,
+        setup=[shlex.join(make_world)],
+        copying=copying_of(data, plan.p["test"]["limit"]),
         data=read_json(data / "meta.json"),
-    )  # fmt: skip
+    )
 
 
 def machine() -> str:

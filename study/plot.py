@@ -172,9 +172,13 @@ def draw(groups: dict[str, list[Log]], out: Path, parts: list[tuple]) -> None:
     columns = min(len(parts), 3)
     lines = -(-len(parts) // columns)
     style = {
-        "font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False,
-        "axes.spines.right": False, "figure.constrained_layout.use": True,
-    }  # fmt: skip
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+    }
     with plt.rc_context(style):
         figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 2.9 * lines + 0.3), squeeze=False)
         for ax in axes.flat[len(parts) :]:

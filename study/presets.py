@@ -1,4 +1,6 @@
-"""The settings of every study, and what its runs cost: smoke, laptop, lab. plan.py unfolds them into runs."""
+"""The settings of every study, and what its runs cost: smoke, laptop, lab. plan.py unfolds them into runs.
+
+Settings that belong together stand in one row (fmt: skip), so that a study is seen at a glance."""
 
 BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
 

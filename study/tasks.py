@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 from study.presets import BENCHMARKS, COMPLETION, LARGE, PRESETS, SECONDS, TOKEN
 
-SCRIPTS = {"rl": "train_rl.py", "sft": "train_sft.py", "gold": "train_sft.py", "sft_rl": "train_rl.py",
-           "gold_rl": "train_rl.py", "parallel": "merge.py"}  # fmt: skip
+SCRIPTS = {
+    "rl": "train_rl.py",
+    "sft": "train_sft.py",
+    "gold": "train_sft.py",
+    "sft_rl": "train_rl.py",
+    "gold_rl": "train_rl.py",
+    "parallel": "merge.py",
+}
 WITH_BENCHMARKS = ("main", "k1", "k2", "k3", "k4", "c8")  # groups whose test evaluations score general skill too
 
 

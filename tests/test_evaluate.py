@@ -92,9 +92,15 @@ def test_report_of_known_answers(ok, world, chain, tmp_path):
         assert gsm["strict"][f"pass@{k}"] == {"value": 0.0, "stderr": 0.0}
         assert hard["flexible"][f"pass@{k}"]["value"] == 0
     assert gsm["finish_rate"] == 1 and {k: v[0] for k, v in gsm["questions"].items()} | {"qid": ""} == {
-        "qid": "", "n": 4, "strict": 0, "flexible": 4, "formatted": 0, "finished": 4, "answers": {"19": 4},
+        "qid": "",
+        "n": 4,
+        "strict": 0,
+        "flexible": 4,
+        "formatted": 0,
+        "finished": 4,
+        "answers": {"19": 4},
         "gold": "19",
-    }  # fmt: skip
+    }
     assert gsm["guess_floor"].keys() == {"1", "2", "4"}
     assert set(report["benchmarks"]) == {"facts", "lastword"}
     facts, word = report["benchmarks"]["facts"], report["benchmarks"]["lastword"]

@@ -174,7 +174,10 @@ def test_continuation_logprobs():
     """Sums and greediness by the plain forward; contexts and choices of any lengths, order and memory do not matter."""
     model = tiny_model(5, **{**POST, "n_head": 2, "n_kv_head": 1})
     gen = torch.Generator().manual_seed(0)
-    draw = lambda n: torch.randint(257, (n,), generator=gen).tolist()  # noqa: E731
+
+    def draw(n):
+        return torch.randint(257, (n,), generator=gen).tolist()
+
     contexts = [draw(n) for n in (1, 17, 5, 30)]
     greedy = plain_forward(model, torch.tensor(contexts[1]))[-1, :257].argmax().item()
     choices = [[draw(1), draw(6)], [draw(3), [greedy], draw(2)], [draw(2)], [draw(4), draw(1), draw(2)]]

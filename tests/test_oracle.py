@@ -58,12 +58,21 @@ def oracle(request):
     c = json.loads((request.param / "config.json").read_text())
     model = GPT(
         GPTConfig(
-            vocab_size=c["vocab_size"], block_size=c["max_position_embeddings"], n_layer=c["num_hidden_layers"],
-            n_head=c["num_attention_heads"], n_kv_head=c["num_key_value_heads"], n_embd=c["hidden_size"],
-            n_hidden=c["intermediate_size"], post_norm=True, qk_norm=True, tied=c["tie_word_embeddings"],
-            rope_theta=c["rope_parameters"]["rope_theta"], norm_eps=c["rms_norm_eps"], vocab_multiple=1,
+            vocab_size=c["vocab_size"],
+            block_size=c["max_position_embeddings"],
+            n_layer=c["num_hidden_layers"],
+            n_head=c["num_attention_heads"],
+            n_kv_head=c["num_key_value_heads"],
+            n_embd=c["hidden_size"],
+            n_hidden=c["intermediate_size"],
+            post_norm=True,
+            qk_norm=True,
+            tied=c["tie_word_embeddings"],
+            rope_theta=c["rope_parameters"]["rope_theta"],
+            norm_eps=c["rms_norm_eps"],
+            vocab_multiple=1,
         )
-    )  # fmt: skip
+    )
     n_layer = c["num_hidden_layers"]
     model.load_state_dict(ours_from_olmo2(read_safetensors(request.param / "model.safetensors"), n_layer))
     grads = ours_from_olmo2(read_safetensors(request.param / "grads.safetensors"), n_layer)

@@ -27,13 +27,33 @@ SFT = STAGES["train_sft"]
 MEMORY_ONLY = {"micro_batch_size", "prompts_per_batch"}  # results do not depend on them
 CHECKS = {"strict_length"}  # nor on this, where it refuses nothing
 OTHER = {  # values that act in so small a run; every other flag gets a changed value of its kind
-    "betas": ["0.5", "0.6"], "block_size": ["16"], "clip_low": ["0"], "clip_high": ["0"], "dual_clip": ["1.001"],
-    "device": ["cuda:9"], "eval_tokens": ["128"], "kernels": ["triton"], "lr": ["0.003"], "mix": ["math-heavy"],
-    "n_questions": ["5"], "save_at": ["5"], "save_every": ["1"], "save_tokens": ["480"], "task": ["hard"],
-    "warmup_steps": ["6"], "weights": ["0.9", "0.3"], "epochs": ["3"], "sync_every": ["3"], "grad_clip": ["0.01"],
-    "batch_tokens": ["128"], "steps": ["8"], "weight_decay": ["0.9"], "temperature": ["0.5"], "sft_lr": ["0.5"],
+    "betas": ["0.5", "0.6"],
+    "block_size": ["16"],
+    "clip_low": ["0"],
+    "clip_high": ["0"],
+    "dual_clip": ["1.001"],
+    "device": ["cuda:9"],
+    "eval_tokens": ["128"],
+    "kernels": ["triton"],
+    "lr": ["0.003"],
+    "mix": ["math-heavy"],
+    "n_questions": ["5"],
+    "save_at": ["5"],
+    "save_every": ["1"],
+    "save_tokens": ["480"],
+    "task": ["hard"],
+    "warmup_steps": ["6"],
+    "weights": ["0.9", "0.3"],
+    "epochs": ["3"],
+    "sync_every": ["3"],
+    "grad_clip": ["0.01"],
+    "batch_tokens": ["128"],
+    "steps": ["8"],
+    "weight_decay": ["0.9"],
+    "temperature": ["0.5"],
+    "sft_lr": ["0.5"],
     "max_new_tokens": ["2"],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

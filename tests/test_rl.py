@@ -22,7 +22,7 @@ from train_rl import (
     micro_batches,
     rollout,
     stop_strings,
-)  # fmt: skip
+)
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
@@ -41,9 +41,15 @@ def hand_batch(rewards=(1, 0, 0, 0, 1, 1), group_size=3, seed=0):
     completions[2][1] = completions[5][0] = 0
     rewards = torch.tensor([float(r) for r in rewards])
     return Batch(
-        prompts=prompts, completions=completions, lengths=torch.tensor(lengths), rewards=rewards, texts=[""] * 6,
-        advantages=group_advantages(rewards, group_size), gold=[""] * 6, finished=torch.ones(6, dtype=torch.bool),
-    )  # fmt: skip
+        prompts=prompts,
+        completions=completions,
+        lengths=torch.tensor(lengths),
+        rewards=rewards,
+        texts=[""] * 6,
+        advantages=group_advantages(rewards, group_size),
+        gold=[""] * 6,
+        finished=torch.ones(6, dtype=torch.bool),
+    )
 
 
 def gradient(model):

@@ -229,10 +229,19 @@ def test_a_signal_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- logs
 @pytest.mark.parametrize(
     "torn",
-    [b'{"step": 2, "completion": "\\\\boxed{5}', b"\0" * 60, b'{"step": 1, "text": "\xff\xfe"}', b'{"loss": 1.0}',
-     b'{"step": "2"}', b"[2]", b"{" * 5000, b'{"step": 2, "train/loss": NaN}', b'{"step": true}'],
+    [
+        b'{"step": 2, "completion": "\\\\boxed{5}',
+        b"\0" * 60,
+        b'{"step": 1, "text": "\xff\xfe"}',
+        b'{"loss": 1.0}',
+        b'{"step": "2"}',
+        b"[2]",
+        b"{" * 5000,
+        b'{"step": 2, "train/loss": NaN}',
+        b'{"step": true}',
+    ],
     ids=["torn", "nul", "not-utf8", "no-step", "text-step", "list", "deep", "nan", "bool-step"],
-)  # fmt: skip
+)
 def test_torn_rows_are_dropped_with_a_note(ok, begin, torn):
     run = begin()
     (run / "ckpt_000004.pt").unlink()

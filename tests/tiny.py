@@ -60,10 +60,21 @@ def chain_table(text: str, start: str, V: int = 257) -> torch.Tensor:
 def write_ckpt(path: Path, model: GPT, **changes) -> Path:
     """`model` as a pre-training checkpoint."""
     ckpt = dict(
-        format=FORMAT, stage="train_pretrain", step=3, tokens=1234, model=dict(model.state_dict()),
-        model_config=dict(vars(model.config)), tokenizer=tokenizer_id(BYTES), optimizer=None, rng={}, data={},
-        config={}, parent=None, metrics={}, versions={},
-    )  # fmt: skip
+        format=FORMAT,
+        stage="train_pretrain",
+        step=3,
+        tokens=1234,
+        model=dict(model.state_dict()),
+        model_config=dict(vars(model.config)),
+        tokenizer=tokenizer_id(BYTES),
+        optimizer=None,
+        rng={},
+        data={},
+        config={},
+        parent=None,
+        metrics={},
+        versions={},
+    )
     save_checkpoint(Path(path), ckpt | changes)
     return Path(path)
 

@@ -176,16 +176,25 @@ def test_kinds_are_checked_before_anything_is_built(run, tmp_path, path, value, 
     assert "made.pt" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n_layer", 0), ("n_layer", 10**9), ("n_layer", 2**20), ("n_layer", "2"), ("n_layer", 2.0), ("n_layer", True),
-        ("n_head", 0), ("n_head", -2), ("n_embd", 2**19), ("n_embd", None), ("n_hidden", 10**12), ("vocab_size", 0),
-        ("vocab_multiple", 0), ("block_size", 10**12), ("block_size", -5), ("rope_theta", 0.0), ("rope_theta", NAN),
-        ("norm_eps", INF), ("norm_eps", "1"), ("init_std", -1.0), ("tied", 1), ("tied", "yes"), ("qk_norm", None),
-        ("n_kv_head", -1), ("width", 3), ("n_head", 3), ("n_hidden", 40), ("qk_norm", True),
-    ],
-)  # fmt: skip
+BAD_SETTINGS = {
+    "n_layer": [0, 10**9, 2**20, "2", 2.0, True],
+    "n_head": [0, -2, 3],
+    "n_kv_head": [-1],
+    "n_embd": [2**19, None],
+    "n_hidden": [10**12, 40],
+    "vocab_size": [0],
+    "vocab_multiple": [0],
+    "block_size": [10**12, -5],
+    "rope_theta": [0.0, NAN],
+    "norm_eps": [INF, "1"],
+    "init_std": [-1.0],
+    "tied": [1, "yes"],
+    "qk_norm": [None, True],
+    "width": [3],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(name, value) for name in BAD_SETTINGS for value in BAD_SETTINGS[name]])
 def test_model_configs_that_are_no_models(run, field, value):
     """Refused at once: nothing of that size is built, and no layer is counted to a billion."""
     ckpt = load(run / "ckpt_000002.pt")

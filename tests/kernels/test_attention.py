@@ -63,7 +63,10 @@ def test_attention_matches_float64(poison, dtype, B, H, H_kv, T, D, mode):
 def test_attention_random_shapes(poison):
     """Odd sizes and masks that no list foresaw: any non-decreasing `first`, empty ranges included."""
     generator = torch.Generator().manual_seed(5)
-    pick = lambda low, high: int(torch.randint(low, high + 1, (), generator=generator))  # noqa: E731
+
+    def pick(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
     for _ in range(4):
         T, H_kv, R = pick(1, 70), pick(1, 2), pick(1, 3)
         q, k, v = (random(2, h, T, 32) for h in (H_kv * R, H_kv, H_kv))
@@ -84,7 +87,10 @@ def test_attention_of_one_key_and_of_none(poison):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_attention_with_scores_of_1e4(poison, dtype):
     """Scores of +-1e4 (exact in both dtypes) overflow any softmax that does not subtract its maximum."""
-    sign = lambda: torch.randint(0, 2, (1, 1, 49, 64), device=DEVICE, dtype=dtype) * 2 - 1  # noqa: E731
+
+    def sign():
+        return torch.randint(0, 2, (1, 1, 49, 64), device=DEVICE, dtype=dtype) * 2 - 1
+
     q, k, v = guarded(sign() * 40), guarded(sign() * 32), random(1, 1, 49, 64, dtype=dtype)  # q . k / 8 up to 10,240
     q, k = (torch.cat((x[..., :32].abs(), x[..., 32:]), -1) for x in (q, k))
     inputs = [x.requires_grad_() for x in (q, k, v)]
@@ -101,10 +107,13 @@ def test_attention_gradient_by_finite_differences():
     first = torch.tensor([[0, 0, 0, 3, 3, 3, 3]], dtype=torch.int32, device=DEVICE)
     x = [random(1, h, 7, 32).requires_grad_() for h in (2, 1, 1)]
     weights, step = random(1, 2, 7, 32), [random(1, h, 7, 32) for h in (2, 1, 1)]
-    loss = lambda sign: (  # noqa: E731
-        attention(*(a.detach() + sign * 1e-2 * d for a, d in zip(x, step, strict=True)), first=first, impl=IMPL)
-        * weights
-    ).sum()
+
+    def loss(sign):
+        return (
+            attention(*(a.detach() + sign * 1e-2 * d for a, d in zip(x, step, strict=True)), first=first, impl=IMPL)
+            * weights
+        ).sum()
+
     (attention(*x, first=first, impl=IMPL) * weights).sum().backward()
     slope = sum((a.grad * d).sum() for a, d in zip(x, step, strict=True))
     assert torch.isclose((loss(1) - loss(-1)) / 2e-2, slope, rtol=1e-2)

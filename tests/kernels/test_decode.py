@@ -72,7 +72,10 @@ def test_reading_several_tokens_after_a_shared_prefix(tail_lengths):
 
 def test_decode_lengths_past_the_cache_read_nothing_there(on_device):
     """Lengths beyond a cache count as its end, a negative start as 0; the caches lie in larger, poisoned buffers."""
-    huge = lambda *shape: torch.full(shape, 1e30)  # noqa: E731
+
+    def huge(*shape):
+        return torch.full(shape, 1e30)
+
     buffers = [huge(2, 2, 12, 32), huge(2, 2, 12, 32), huge(4, 2, 9, 32), huge(4, 2, 9, 32)]
     cut = [b[:, :, 2 : 2 + n] for b, n in zip(buffers, (7, 7, 5, 5), strict=True)]
     for c in cut:

@@ -34,8 +34,13 @@ def test_autocast_rounds_inputs_and_keeps_gradients_in_float32():
 def test_bad_shapes_and_values_say_so():
     q, hidden, weight, y = torch.ones(1, 2, 4, 32), torch.ones(3, 8), torch.ones(5, 8), torch.tensor([0, 1, 2])
     kv = torch.ones(1, 1, 4, 32)
-    int32 = lambda rows: torch.tensor(rows, dtype=torch.int32)  # noqa: E731
-    decode = lambda *x, i: decode_attention(q[:, :, 0], *x, group_size=1, impl=i)  # noqa: E731
+
+    def int32(rows):
+        return torch.tensor(rows, dtype=torch.int32)
+
+    def decode(*x, i):
+        return decode_attention(q[:, :, 0], *x, group_size=1, impl=i)
+
     cases = [
         ("needs q", lambda i: attention(q, kv[:, :, :3], kv[:, :, :3], impl=i)),
         ("no multiple of", lambda i: attention(q, torch.ones(1, 3, 4, 32), torch.ones(1, 3, 4, 32), impl=i)),

@@ -84,7 +84,10 @@ def test_logprob_gradient_by_finite_differences(monkeypatch):
     hidden, weight, targets = logprob_case(5, 40, 16, torch.float32)
     settings = dict(temperature=0.8, entropy=True, impl=IMPL)
     mix, step = torch.randn(3, 5, device=DEVICE), (random(5, 16), random(40, 16))
-    loss = lambda h, w: (torch.stack(linear_logprob(h, w, targets, **settings)) * mix).sum()  # noqa: E731
+
+    def loss(h, w):
+        return (torch.stack(linear_logprob(h, w, targets, **settings)) * mix).sum()
+
     grads = torch.autograd.grad(loss(hidden, weight), (hidden, weight))
     with torch.no_grad():
         up, down = (loss(hidden + s * step[0], weight + s * step[1]) for s in (1e-2, -1e-2))

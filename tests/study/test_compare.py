@@ -93,8 +93,9 @@ def test_a_comparison_is_run_once_and_grows(compare_here, tmp_path, capsys):
 
 
 def test_the_difference_is_paired_over_questions_and_seeds(compare_here, tmp_path):
-    compare_here(f"baseline=train_rl.py {TINY}", "sft=train_sft.py --steps 3 --batch-size 4 --lr 0.1",
-                 flags=("--seeds", 2))  # fmt: skip
+    compare_here(
+        f"baseline=train_rl.py {TINY}", "sft=train_sft.py --steps 3 --batch-size 4 --lr 0.1", flags=("--seeds", 2)
+    )
     found = json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]["sft"]
     at = {}
     for path in (tmp_path / "out" / "evals").glob("*-s?-val-*.json"):

@@ -25,22 +25,51 @@ SMALL = dict(max_new_tokens=6)
 RL = dict(prompts_per_step=4, group_size=4, **SMALL)
 ASK = dict(limit=2, n_samples=32, k=[1, 8, 32], **SMALL)
 MINI = tasks.PRESETS["lab"] | dict(
-    pretrain=dict(preset="mini", block_size=256, steps=4, batch_tokens=256, micro_batch_size=1, eval_every=1,
-                  eval_tokens=256), save_at=[1, 2, 3, 4], early=2, late=4, others=[3, 1], seeds=2, other_seeds=1,
-    gold_seeds=1, control_seeds=1,
-    rl=dict(steps=2, lr=1e-3, save_every=1, **RL), sft=dict(steps=4, lr=1e-3, batch_size=4, save_every=2),
-    gold=dict(steps=4, lr=1e-3, batch_size=4), sft_rl=dict(steps=2, lr=2e-3, save_every=1, **RL),
-    gold_rl=dict(steps=2, lr=2e-3, **RL), parallel=dict(steps=4, lr=1e-3, sft_lr=1e-3, batch_size=4, **RL),
-    test=ASK, val=ASK, pools={4: 2, 8: 1}, few_epochs=1, many_epochs=2,
-    c4=dict(models={"heavy": dict(mix="math-heavy"), "large": dict(preset="mini-4x"), "base2": dict(seed=1),
-                    "heavy2": dict(mix="math-heavy", seed=1)},
-            lr=dict.fromkeys(["base", "heavy", "large", "base2", "heavy2"], 1e-3), seeds=1),
-    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL), c8_seeds=3,
+    pretrain=dict(
+        preset="mini", block_size=256, steps=4, batch_tokens=256, micro_batch_size=1, eval_every=1, eval_tokens=256
+    ),
+    save_at=[1, 2, 3, 4],
+    early=2,
+    late=4,
+    others=[3, 1],
+    seeds=2,
+    other_seeds=1,
+    gold_seeds=1,
+    control_seeds=1,
+    rl=dict(steps=2, lr=1e-3, save_every=1, **RL),
+    sft=dict(steps=4, lr=1e-3, batch_size=4, save_every=2),
+    gold=dict(steps=4, lr=1e-3, batch_size=4),
+    sft_rl=dict(steps=2, lr=2e-3, save_every=1, **RL),
+    gold_rl=dict(steps=2, lr=2e-3, **RL),
+    parallel=dict(steps=4, lr=1e-3, sft_lr=1e-3, batch_size=4, **RL),
+    test=ASK,
+    val=ASK,
+    pools={4: 2, 8: 1},
+    few_epochs=1,
+    many_epochs=2,
+    c4=dict(
+        models={
+            "heavy": dict(mix="math-heavy"),
+            "large": dict(preset="mini-4x"),
+            "base2": dict(seed=1),
+            "heavy2": dict(mix="math-heavy", seed=1),
+        },
+        lr=dict.fromkeys(["base", "heavy", "large", "base2", "heavy2"], 1e-3),
+        seeds=1,
+    ),
+    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL),
+    c8_seeds=3,
     c10_models=["heavy", "base2"],
-    c9=dict(sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL), prompts_per_step=2, few=2,
-            many=4, steps=2, points=2),
+    c9=dict(
+        sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL),
+        prompts_per_step=2,
+        few=2,
+        many=4,
+        steps=2,
+        points=2,
+    ),
     k1=dict(first={1: [1, 2], 2: [1, 2]}),
-)  # fmt: skip
+)
 
 
 class Ended:

@@ -201,7 +201,6 @@ def test_the_table_at_the_end(monkeypatch, world_there, no_runs):
     call(monkeypatch, "--preset", "smoke", "--out", world_there.dir)
     shown = table(Lab(world_there.dir))
     lines = shown.splitlines()
-    assert lines[1].split()[1] == "0.15M" and [line.split()[0] for line in lines[2:7]] == [
-        "base,", "RL", "SFT", "SFT→RL", "averaging",
-    ]  # fmt: skip
+    assert lines[1].split()[1] == "0.15M"
+    assert [line.split()[0] for line in lines[2:7]] == ["base,", "RL", "SFT", "SFT→RL", "averaging"]
     assert lines[3].split() == ["RL", "4.7", "50.0", "75.0"] and MEANINGLESS in shown
