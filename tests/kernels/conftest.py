@@ -30,6 +30,5 @@ def poison(monkeypatch):
 def on_device():
     """New tensors go where the kernels run."""
     torch.manual_seed(0)
-    torch.set_default_device(DEVICE)
-    yield
-    torch.set_default_device("cpu")
+    with torch.device(DEVICE):
+        yield
