@@ -167,10 +167,6 @@ def decimal(pair: Pair) -> str:
     return f"{pair[0]}.{pair[1]}" if pair[1] else str(pair[0])
 
 
-def chain_answer(chain: Chain) -> str:
-    return decimal(work(chain).sums[-1][3])
-
-
 def chain_key(chain: Chain) -> str:
     """The canonical chain as text: task, start, operations and operands; no skin, names or wordings."""
     task, start, events = chain

@@ -33,7 +33,7 @@ from study.read import subtract, value
 from study.runner import shown
 from study.session import Session, refuse_failed
 from study.settings import Setting, read_setting, with_baselines
-from study.stats import Difference
+from study.stats import Difference, spread
 from study.tasks import Task, ckpt_name, minutes, words
 
 CURVES = "curves.png"
@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
-class Comparison:
+class Ablations:
     """What is compared, as tasks of a study. `base_of`: setting -> its baseline; `asked`: (setting, seed) -> the
     evaluation, that of the checkpoint where all start under (START, None)."""
 
@@ -161,13 +161,6 @@ def title(metric: int | str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- results
-def spread(scores: list[float]) -> str:
-    """Percent: the mean and, of several seeds, their standard deviation."""
-    if not scores:
-        return "–"
-    return f"{100 * np.mean(scores):.1f}" + (f" ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else "")
-
-
 def interval(d: Difference | None) -> str:
     """Points: the difference and its 95 % interval, which ends where no difference can lie."""
     if d is None:
@@ -177,7 +170,7 @@ def interval(d: Difference | None) -> str:
     return f"{at:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def table(c: Comparison) -> list[list[str]]:
+def table(c: Ablations) -> list[list[str]]:
     """Rows of text, the head first: the start, then each setting."""
     several = len(set(c.base_of.values())) > 1
     rows = [["setting", "seeds", *map(title, c.metrics), *(f"{title(m)} − baseline" for m in c.metrics)]]
@@ -200,13 +193,13 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
-def questions_asked(c: Comparison) -> str:
+def questions_asked(c: Ablations) -> str:
     a, first = c.args, next(iter(next(iter(c.results.values())).values()))
     kind = {"val": "validation", "test": "test"}[a.split]
     return f"{first['questions'][a.task]['n_questions']} {kind} questions of {a.task}, {a.n_samples} samples each"
 
 
-def seeds(c: Comparison) -> str:
+def seeds(c: Ablations) -> str:
     return f"seeds {c.seeds[0]} to {c.seeds[-1]}" if len(c.seeds) > 1 else f"seed {c.seeds[0]}"
 
 
@@ -214,7 +207,7 @@ def command(s: Setting) -> str:
     return shlex.join([s.script, *words(s.flags)])
 
 
-def page(c: Comparison, unfinished: list[str]) -> str:
+def page(c: Ablations, unfinished: list[str]) -> str:
     """compare.md."""
     means = "Percent, mean ± standard deviation over seeds; differences in points, paired by question and seed, "
     means += "with 95 % intervals: the wider of a bootstrap over questions and a t-interval over seeds."
@@ -233,7 +226,7 @@ def page(c: Comparison, unfinished: list[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def numbers(c: Comparison, folder: Folder) -> dict:
+def numbers(c: Ablations, folder: Folder) -> dict:
     """compare.json."""
     settings = {}
     for s in c.settings:
@@ -252,7 +245,7 @@ def numbers(c: Comparison, folder: Folder) -> dict:
     return {**asked, "init": {**init, "scores": scores}, "settings": settings}
 
 
-def draw(c: Comparison, folder: Folder, out: Path) -> None:
+def draw(c: Ablations, folder: Folder, out: Path) -> None:
     groups = {}
     for s in c.settings:
         logs = [folder.path(c.runs[s.name, seed]).parent for seed in c.seeds]
@@ -289,7 +282,7 @@ def forest(found: dict[str, Difference], names: list[str]):
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
-def write_results(c: Comparison, folder: Folder) -> None:
+def write_results(c: Ablations, folder: Folder) -> None:
     c.read(folder)
     if not c.results:
         print("nothing is finished yet, so there is nothing to compare")
@@ -305,7 +298,7 @@ def write_results(c: Comparison, folder: Folder) -> None:
     print(f"\nwrote {', '.join(shown(c.args.out / name) for name in ('compare.md', 'compare.json', CURVES))}")
 
 
-def print_plan(c: Comparison, folder: Folder) -> None:
+def print_plan(c: Ablations, folder: Folder) -> None:
     stale = folder.stale()
     for task in c.tasks:
         done = folder.finished(task) and task not in stale
@@ -319,7 +312,7 @@ def main() -> None:
     plot.pyplot()  # without it, say so before the work
     os.chdir(HERE)
     world_if_absent(shown(args.data))
-    c = Comparison(args)
+    c = Ablations(args)
     if args.split == "test":
         print(f"CAREFUL: {LOUD}")
     session = Session(args, c.tasks, args.data)

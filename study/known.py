@@ -12,7 +12,7 @@ from data.files import UserError, read_jsonl, write_json, write_jsonl
 from study.archive import StudyFiles, samples_of
 from study.check import evaluation_fault, settings_fault
 from study.folder import HERE, Folder, source_of_run
-from study.manifest import check_manifest, kept_of
+from study.manifest import check_places, kept_of
 from study.tasks import Task
 
 MEND = "mend it or leave --known out"
@@ -48,7 +48,7 @@ class Theirs:
 
     def __init__(self, given: Path, folder: Folder):
         self.given, self.folder, self.files = given, folder, StudyFiles(given)
-        check_manifest(self.files.manifest, self.files.path, MEND)
+        check_places(self.files.manifest, self.files.path, MEND)
         self.rows = {row["out"]: row for row in self.files.manifest["runs"]}
         self.today = {script: source_hash(HERE / script) for script in {task.script for task in folder.tasks}}
 

@@ -22,11 +22,12 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 def read_manifest(path: Path, mend: str = "remove it, and it is made anew from the runs") -> dict:
     """With rows that have a name and places inside the folder."""
     manifest = read_json(path, "list of runs", mend=mend)
-    check_manifest(manifest, path, mend)
+    check_places(manifest, path, mend)
     return manifest
 
 
-def check_manifest(manifest: dict, path: Path, mend: str) -> None:
+def check_places(manifest: dict, path: Path, mend: str) -> None:
+    """Every run has a place, and it lies inside the folder."""
     rows = manifest.get("runs")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("out"), str) for row in rows):
         raise UserError(f"{path}: no list of runs with the place of each (`out`); {mend}")

@@ -77,6 +77,12 @@ def t_upper_tail(t: float, df: int, steps: int = 20_000) -> float:
     return float(np.trapezoid(np.cos(a) ** (df - 1), a) / whole)
 
 
+def spread(scores: list[float]) -> str:
+    """Percent: the mean and, of several seeds, their standard deviation."""
+    got = [100 * score for score in scores]
+    return "–" if not got else f"{np.mean(got):.1f}" + (f" ± {np.std(got, ddof=1):.1f}" if len(got) > 1 else "")
+
+
 def holm(ps: list[float], alpha: float = LEVEL / 2) -> list[bool]:
     """Holm's step-down: which of the hypotheses are rejected at family-wise alpha."""
     rejected, order = [False] * len(ps), sorted(range(len(ps)), key=ps.__getitem__)

@@ -10,7 +10,7 @@ from study.controls import shuffled
 from study.paper import PAPER
 from study.read import KS, NAMES, Lab, floor_of, general_average, hits, subtract, value
 from study.render import slug
-from study.stats import Claim, Comparison
+from study.stats import Claim, Comparison, spread
 from study.tasks import amount as at
 
 ORDER = ("rl", "sft", "gold", "sft_rl", "gold_rl", "parallel")
@@ -21,10 +21,8 @@ def percent(x: float | None) -> str:
     return "–" if x is None else f"{100 * x:.1f}"
 
 
-def spread(results: list[dict], get: Callable[[dict], float | None]) -> str:
-    """Mean over seeds and, of several, their standard deviation."""
-    got = [100 * s for s in map(get, results) if s is not None]
-    return "–" if not got else f"{np.mean(got):.1f}" + (f" ± {np.std(got, ddof=1):.1f}" if len(got) > 1 else "")
+def over_seeds(results: list[dict], get: Callable[[dict], float | None]) -> str:
+    return spread([score for score in map(get, results) if score is not None])
 
 
 # ---------------------------------------------------------------- tables
@@ -60,8 +58,11 @@ def score(lab: Lab) -> tuple:
         ]
         asked += [(NAMES[m], list(lab.by_seed(m, t).values())) for m in ORDER if t in lab.planned[m]]
         for name, found in asked:
-            cells = [spread(found, lambda r, k=k, s=s: value(r, k, s)) for s in ("flexible", "strict") for k in KS]
-            cells += [spread(found, lambda r: r["questions"]["gsm"]["format_rate"]), spread(found, general_average)]
+            cells = [over_seeds(found, lambda r, k=k, s=s: value(r, k, s)) for s in ("flexible", "strict") for k in KS]
+            cells += [
+                over_seeds(found, lambda r: r["questions"]["gsm"]["format_rate"]),
+                over_seeds(found, general_average),
+            ]
             rows.append([at(t), name, str(len(found) or "not run"), *cells])
     return "table", head, [*rows, *([*row[:2], "", *row[2:], *["–"] * 5] for row in floors(lab))]
 
@@ -82,7 +83,9 @@ def paper(lab: Lab) -> tuple:
             few = {"base8": lab.few_shot, "base0": 0}.get(method)
             found = list((lab.by_seed(method, t) if few is None else lab.base(t, few)).values())
             gets = [*(lambda r, k=k: value(r, k) for k in KS), general_average]
-            cells = [f"{'–' if p is None else p} / {spread(found, get)}" for p, get in zip(theirs, gets, strict=True)]
+            cells = [
+                f"{'–' if p is None else p} / {over_seeds(found, get)}" for p, get in zip(theirs, gets, strict=True)
+            ]
             name = NAMES[method] if few is None else f"base, {few}-shot"
             rows.append([f"{billions}B / {at(t)}", name, *cells])
     return "table", ["tokens", "method", *(f"pass@{k}" for k in KS), "general"], rows
@@ -94,8 +97,8 @@ def benchmark(lab: Lab) -> tuple:
     names = list(few[0]["benchmarks"]) if few else []
     rows = []
     for name, found in [("base", few), *((NAMES[m], list(lab.by_seed(m, lab.late).values())) for m in ORDER)]:
-        cells = [spread(found, lambda r, n=n: float(hits(r, n).mean())) for n in names]
-        rows.append([name, *cells, spread(found, general_average)])
+        cells = [over_seeds(found, lambda r, n=n: float(hits(r, n).mean())) for n in names]
+        rows.append([name, *cells, over_seeds(found, general_average)])
     if few:
         chance = [few[0]["benchmarks"][n]["chance"] for n in names]
         rows.append(["*chance*", *map(percent, [*chance, float(np.mean(chance))])])
@@ -138,8 +141,8 @@ def shuffle(lab: Lab) -> tuple:
     for t in lab.primary:
         for method in ("base", *ORDER):
             found = list((lab.base(t) if method == "base" else lab.by_seed(method, t)).values())
-            real = [spread(found, lambda r, k=k: value(r, k)) for k in KS]
-            dealt = [spread(found, lambda r, k=k: shuffled(r, k).mean()) for k in KS]
+            real = [over_seeds(found, lambda r, k=k: value(r, k)) for k in KS]
+            dealt = [over_seeds(found, lambda r, k=k: shuffled(r, k).mean()) for k in KS]
             cells = [f"{a} / {b}" for a, b in zip(real, dealt, strict=True)]
             if found:
                 rows.append([at(t), NAMES[method], *cells])

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from made_up import made_up
+from known_effects import made_up
 from matplotlib.figure import Figure
 from PIL import Image
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import LATE, N, changed, made_up
+from known_effects import LATE, N, changed, made_up
 
 from study import report
 from study.archive import StudyFiles

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from made import evaluation, find, planned, write_all, write_result, write_run
+from finished_runs import evaluation, find, planned, write_all, write_result, write_run
 
 import train_rl
 from study import folder as folders

@@ -5,7 +5,7 @@ pytest -q tests/study/test_known.py"""
 import json
 
 import pytest
-from made import evaluation, find, planned, source_of, write_all, write_result, write_run
+from finished_runs import evaluation, find, planned, source_of, write_all, write_result, write_run
 from test_folder import forged
 
 from data.files import UserError

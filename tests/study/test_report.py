@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_up import LATE, changed, made_up
+from known_effects import LATE, changed, made_up
 
 from common import UserError
 from study import archive, report

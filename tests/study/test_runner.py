@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made import find, planned, write_result, write_run
+from finished_runs import find, planned, write_result, write_run
 
 from study import runner
 from study.runner import Runner, last_line, shown
@@ -152,7 +152,7 @@ SCRIPT = '''
 import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
-from made import planned
+from finished_runs import planned
 from study.runner import Runner
 folder = planned("smoke", sys.argv[3])
 stage = """import signal, sys, time

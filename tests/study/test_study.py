@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from made import find, planned, write_all, write_result, write_run
+from finished_runs import find, planned, write_all, write_result, write_run
 
 import common
 from data.files import UserError
