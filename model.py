@@ -21,6 +21,7 @@ from kernels.dispatch import choose_impl
 from kernels.gradients import rms_norm, rotate
 from kernels.logprob import linear_logprob
 from kernels.packed import Packed
+from kernels.products import linear
 from sample import continuation_logprobs, generate
 
 
@@ -93,13 +94,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return linear(x, self.weight)
+
+
 class Attention(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
         self.c = c
         width = (c.n_head + 2 * c.n_kv_head) * c.head_dim  # q, k, v in one matmul
-        self.c_attn = nn.Linear(c.n_embd, width, bias=False)
-        self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        self.c_attn = Linear(c.n_embd, width, bias=False)
+        self.c_proj = Linear(c.n_embd, c.n_embd, bias=False)
         if c.qk_norm:
             self.q_norm = RMSNorm(c.n_embd, c.norm_eps)
             self.k_norm = RMSNorm(c.n_kv_head * c.head_dim, c.norm_eps)
@@ -127,8 +133,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(c.n_embd, 2 * c.n_hidden, bias=False)  # gate and up in one matmul
-        self.c_proj = nn.Linear(c.n_hidden, c.n_embd, bias=False)
+        self.c_fc = Linear(c.n_embd, 2 * c.n_hidden, bias=False)  # gate and up in one matmul
+        self.c_proj = Linear(c.n_hidden, c.n_embd, bias=False)
 
     def forward(self, x):
         gate, up = self.c_fc(x).chunk(2, dim=-1)

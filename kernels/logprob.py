@@ -27,11 +27,11 @@ logprob_torch.py has the definition, and the path for tensors that these kernels
 import math
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import check_devices, choose_impl, on_device, target_of, to_autocast
 from kernels.logprob_torch import TorchLogprob, mark_invalid
+from kernels.products import linear
 from kernels.tiles import LOGPROB_TILES
 
 try:
@@ -170,7 +170,7 @@ def float32_logits(hidden, weight):
     and then give another greatest. On a CPU under autocast torch rounds them."""
     hidden, weight = to_autocast(hidden, weight)
     if not _library_sums_in_float32(hidden):
-        return F.linear(hidden, weight).float()
+        return linear(hidden, weight).float()
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
 

@@ -10,6 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import matmul_dtype
+from kernels.products import matmul
 
 # Elements of the one large buffer. 2**23 (32 MB in float32) also holds the whole problem of a small world (8,192 rows,
 # 1,000 words): then the forward's exponentials stay in it and the backward is two products without recomputation.
@@ -28,7 +29,7 @@ def linear_logprob_reference(hidden, weight, targets, temperature: float = 1.0):
 def _product(a, b, out, scratch):
     """out = a @ b in float32, by way of `scratch` when a and b are 16 bit. Returns out."""
     if scratch is None:
-        return torch.mm(a, b, out=out)
+        return matmul(a, b, out)
     return out.copy_(torch.mm(a, b, out=scratch))
 
 
@@ -104,9 +105,9 @@ def _backward(hidden, weight, lse, entropy, coef, g_entropy, kept, d_hidden, d_w
         l_i, e = kept
         coef = (coef / l_i)[:, None]
         if d_hidden is not None:
-            d_hidden += coef * torch.mm(e, weight)
+            d_hidden += coef * matmul(e, weight)
         if d_weight is not None:
-            d_weight += torch.mm(e.T, (coef * hidden).to(hidden.dtype))
+            d_weight += matmul(e.T, (coef * hidden).to(hidden.dtype))
         return
     right = hidden if g_entropy is not None else (coef[:, None] * hidden).to(hidden.dtype)
     left = None if d_hidden is None else torch.zeros_like(d_hidden)
@@ -136,7 +137,7 @@ def _backward(hidden, weight, lse, entropy, coef, g_entropy, kept, d_hidden, d_w
 def _add_product(total, p, low, x) -> None:
     """total += p @ x, by way of the 16-bit `low` where there is one."""
     if low is None:
-        total.addmm_(p, x)
+        total += matmul(p, x)
     else:
         total += torch.mm(low, x)
 
