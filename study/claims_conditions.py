@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from data.world import HARD_SHARE
+from data.world_math import HARD_SHARE
 from study.read import Lab, mean, of_rows, per_question, subtract, validation_loss, value
 from study.stats import Claim, partial, permutation_p, spearman
 from study.tasks import amount as at

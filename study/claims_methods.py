@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.world import N_QUESTIONS
+from data.world_math import N_QUESTIONS
 from study.controls import copied
 from study.presets import PRESETS
 from study.read import NAMES, Lab, hits, mean, mean_score, subtract

@@ -11,7 +11,7 @@ import pytest
 
 import evaluate
 from common import UserError
-from data import world, world_general
+from data import world, world_general, world_math
 from data.math_qa import extract_answer, few_shot_prefix, format_prompt, load_questions, template_for
 from data.tokenizer import decode, load_tokenizer
 
@@ -22,14 +22,14 @@ FEW = {"gsm": {"train": 1200, "val": 60, "test": 60}, "hard": {"train": 300, "va
 
 
 def answer(chain) -> str:
-    return world.decimal(world.work(chain).sums[-1][3])
+    return world_math.decimal(world_math.work(chain).sums[-1][3])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world, "N_QUESTIONS", FEW)
+        patch.setattr(world_math, "N_QUESTIONS", FEW)
         world.build(out, seed=3, n_tokens=120_000)
     return out
 
@@ -39,48 +39,48 @@ def read(path):
 
 
 def test_styles_worked_by_hand():
-    assert world.solution(CHAIN, "equations", []) == ("7.2+4.1=11.3-1.2=10.1*2=20.2+2.2=22.4/2=11.2", "11.2")
-    assert world.solution(CHAIN, "running", []) == ("7.2>11.3>10.1>20.2>22.4>11.2", "11.2")
-    assert world.solution(CHAIN, "nested", []) == ("(((((7.2+4.1)-1.2)*2)+2.2)/2)", "11.2")
+    assert world_math.solution(CHAIN, "equations", []) == ("7.2+4.1=11.3-1.2=10.1*2=20.2+2.2=22.4/2=11.2", "11.2")
+    assert world_math.solution(CHAIN, "running", []) == ("7.2>11.3>10.1>20.2>22.4>11.2", "11.2")
+    assert world_math.solution(CHAIN, "nested", []) == ("(((((7.2+4.1)-1.2)*2)+2.2)/2)", "11.2")
     says = ["Zoe has 3.2 kg of rice.", "The rice triples.", "Zoe eats 4.", "How much now?"]
     chain = ("gsm", (3, 2), (("*", 3, 3), ("-", 4, 0)))
-    assert world.solution(chain, "equations", says) == ("3.2*3=9.6-4=5.6", "5.6")
+    assert world_math.solution(chain, "equations", says) == ("3.2*3=9.6-4=5.6", "5.6")
     text = "Zoe has 3.2 kg of rice. The rice triples: 9.6. Zoe eats 4: 5.6."
-    assert world.solution(chain, "retold", says) == (text, "5.6")
+    assert world_math.solution(chain, "retold", says) == (text, "5.6")
 
 
 def test_hard_chain_worked_by_hand():
     text = "9.1+3.1=12.2*2=24.4 9.1+12.2=21.3+24.4=45.7-5.3=40.4"
-    assert world.solution(HARD, "equations", []) == (text, "40.4")
-    assert world.solution(HARD, "nested", [])[0] == "(((9.1+(9.1+3.1))+((9.1+3.1)*2))-5.3)"
+    assert world_math.solution(HARD, "equations", []) == (text, "40.4")
+    assert world_math.solution(HARD, "nested", [])[0] == "(((9.1+(9.1+3.1))+((9.1+3.1)*2))-5.3)"
     says = ["A has 9.1.", "B has 3.1 more.", "C has twice B.", "Together.", "They lose 5.3.", "How much?"]
     text = "A has 9.1. B has 3.1 more: 12.2. C has twice B: 24.4. Together: 45.7. They lose 5.3: 40.4."
-    assert world.solution(HARD, "retold", says)[0] == text
+    assert world_math.solution(HARD, "retold", says)[0] == text
 
 
 def test_wrong_work_carries_its_error_on():
-    text, answer = world.solution(CHAIN, "equations", [], wrong=(0, (1, 0)))
+    text, answer = world_math.solution(CHAIN, "equations", [], wrong=(0, (1, 0)))
     assert text == "7.2+4.1=12.3-1.2=11.1*2=22.2+2.2=24.4/2=12.2" and answer == "12.2"
     rng = random.Random(0)
     for _ in range(200):
-        chain = world.draw_gsm(rng)
-        spoiled = world.work(chain, world.draw_error(rng, chain)).sums
-        assert spoiled != world.work(chain).sums
-        assert all(world.fits(z, (99, 9)) for *_, z in spoiled)  # still reads as amounts: tenths have one digit
+        chain = world_math.draw_gsm(rng)
+        spoiled = world_math.work(chain, world_math.draw_error(rng, chain)).sums
+        assert spoiled != world_math.work(chain).sums
+        assert all(world_math.fits(z, (99, 9)) for *_, z in spoiled)  # still reads as amounts: tenths have one digit
 
 
-@pytest.mark.parametrize("task, largest", [("gsm", world.GSM_MAX), ("hard", world.HARD_MAX)])
+@pytest.mark.parametrize("task, largest", [("gsm", world_math.GSM_MAX), ("hard", world_math.HARD_MAX)])
 def test_chains_are_exact_and_in_range(task, largest):
     rng = random.Random(1)
     for _ in range(400):
-        chain = world.DRAW[task](rng)
-        for op, x, y, z in world.work(chain).sums:
-            assert world.fits(z, largest)
+        chain = world_math.DRAW[task](rng)
+        for op, x, y, z in world_math.work(chain).sums:
+            assert world_math.fits(z, largest)
             # no carry, no borrow: component-wise sums and the decimal sum agree
-            a, b, c = (Fraction(world.decimal(pair)) for pair in (x, y, z))
+            a, b, c = (Fraction(world_math.decimal(pair)) for pair in (x, y, z))
             k = Fraction(y[0])
             assert c == {"+": a + b, "-": a - b, "*": a * k, "/": a / k}[op]
-        assert arithmetic(world.work(chain).expression) == Fraction(answer(chain))
+        assert arithmetic(world_math.work(chain).expression) == Fraction(answer(chain))
 
 
 def arithmetic(text: str) -> Fraction:
@@ -101,24 +101,24 @@ def arithmetic(text: str) -> Fraction:
 def test_gsm_answers_are_nearly_flat():
     """Drawn backwards from a uniform answer; corners with no way back cost a few answers a little."""
     rng = random.Random(2)
-    answers = Counter(answer(world.draw_gsm(rng)) for _ in range(20_000))
-    cells = world.GSM_MAX[0] * world.GSM_MAX[1]
+    answers = Counter(answer(world_math.draw_gsm(rng)) for _ in range(20_000))
+    cells = world_math.GSM_MAX[0] * world_math.GSM_MAX[1]
     assert len(answers) > 0.95 * cells
     assert 1 / sum((n / 20_000) ** 2 for n in answers.values()) > 0.85 * cells  # effective number of answers
 
 
 def test_key_ignores_words_and_split_ignores_seed():
     rng = random.Random(0)
-    assert world.chain_key(CHAIN) == "gsm 7.2 +4.1 -1.2 *2.2 +2.2 /2.2"
-    assert len({" ".join(world.question_sentences(CHAIN, rng)) for _ in range(20)}) > 10
-    assert {world.chain_split(world.draw_gsm(rng)) for _ in range(200)} == {"train", "val", "test"}
+    assert world_math.chain_key(CHAIN) == "gsm 7.2 +4.1 -1.2 *2.2 +2.2 /2.2"
+    assert len({" ".join(world_math.question_sentences(CHAIN, rng)) for _ in range(20)}) > 10
+    assert {world_math.chain_split(world_math.draw_gsm(rng)) for _ in range(200)} == {"train", "val", "test"}
 
 
 def chain_of(problem: str) -> str:
     """Read a gsm problem's text back into its canonical chain, knowing only the wordings."""
     start, *events = re.split(r"\.(?= )", problem.rsplit(" How much now?", 1)[0].rstrip("."))
     keys = ["gsm " + re.search(r"\d+\.\d", start).group()]
-    losses = [word for skin in world.SKINS.values() for word in skin[2]]
+    losses = [word for skin in world_math.SKINS.values() for word in skin[2]]
     for event in events:
         part = re.search(r"(?:1 of|by|among) (\d)", event)
         if (amount := re.search(r"\d+(?:\.\d)?", event)) and not part:
@@ -133,8 +133,8 @@ def chain_of(problem: str) -> str:
 def test_problem_text_says_the_chain():
     rng = random.Random(5)
     for _ in range(300):
-        chain = world.draw_gsm(rng)
-        assert chain_of(" ".join(world.question_sentences(chain, rng))) == world.chain_key(chain)
+        chain = world_math.draw_gsm(rng)
+        assert chain_of(" ".join(world_math.question_sentences(chain, rng))) == world_math.chain_key(chain)
 
 
 def test_splits_are_disjoint_and_hold_in_pretraining_text(folder):
@@ -160,20 +160,20 @@ def test_splits_are_disjoint_and_hold_in_pretraining_text(folder):
 def test_question_files(folder):
     for split in ("train", "val", "test"):
         rows = read(folder / f"{split}.jsonl")
-        problems = [row["problem"] for row in rows[:: len(world.STYLES)]]
+        problems = [row["problem"] for row in rows[:: len(world_math.STYLES)]]
         for task, counts in FEW.items():
             mine = [row for row in rows if row["problem_source"] == task]
-            assert len(mine) == counts[split] * len(world.STYLES)
+            assert len(mine) == counts[split] * len(world_math.STYLES)
         assert len(set(problems)) == len(problems)
-        firsts = Counter(row["style"] for row in rows[:: len(world.STYLES)])
+        firsts = Counter(row["style"] for row in rows[:: len(world_math.STYLES)])
         assert min(firsts.values()) > len(problems) / 4 * 0.5  # the solution of plain SFT is of a random style
         for i, row in enumerate(rows):
-            assert row["problem"] == problems[i // len(world.STYLES)]
+            assert row["problem"] == problems[i // len(world_math.STYLES)]
             assert extract_answer(row["generated_solution"]) == row["expected_answer"]
 
 
 def test_enough_questions():
-    for counts in world.N_QUESTIONS.values():
+    for counts in world_math.N_QUESTIONS.values():
         assert counts["test"] >= 400 and counts["val"] >= 300
 
 
@@ -205,13 +205,13 @@ def test_documents_start_with_end_of_text_and_numbers_are_one_token(folder):
         assert len(ids) == entry["tokens"] and ids[0] == enc.eot_token and ids.max() < enc.n_vocab
     for mix in meta["mixes"].values():
         assert sum(mix.values()) == pytest.approx(1) and set(mix) <= set(meta["files"])
-    for n in range(world.HARD_MAX[0] + 1):
+    for n in range(world_math.HARD_MAX[0] + 1):
         assert len(enc.encode_ordinary(str(n))) == 1
 
 
 def test_worksheets_are_joined_as_shots_are():
     rng = random.Random(4)
-    sheets = [world.worksheet(rng, 0.0) for _ in range(300)]
+    sheets = [world_math.worksheet(rng, 0.0) for _ in range(300)]
     marked = [sheet for sheet in sheets if "####" in sheet]
     assert 0.15 < len(marked) / len(sheets) < 0.35
     one = r"Q: [^\n]+\nA: (?:[^\n]+ )?#### \d+\.\d\n"
@@ -253,7 +253,7 @@ def test_benchmarks_agree_with_the_text():
 
 
 def test_same_seed_same_bytes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(world, "N_QUESTIONS", FEW)
+    monkeypatch.setattr(world_math, "N_QUESTIONS", FEW)
     world.build(tmp_path, seed=3, n_tokens=120_000)
     for path in sorted(folder.iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
