@@ -18,18 +18,9 @@ from common import make_optimizer
 from train_rl import Batch, group_advantages, grpo_step
 
 
-def main():
-    p = shape_parser(__doc__)
-    p.add_argument("--prompts", type=int, default=32)
-    p.add_argument("--samples", type=int, default=16)
-    p.add_argument("--max-new", type=int, default=64)
-    p.add_argument("--prompt-lens", type=int, nargs=2, default=(24, 40))
-    p.add_argument("--eos-rate", type=float, default=0.04)
-    p.add_argument("--micro", type=int, default=64, help="completions in one forward and backward")
-    p.add_argument("--steps", type=int, default=3, help="timed steps, after one warm-up step")
-    a = p.parse_args()
-    model, device = begin(a)
-    args = argparse.Namespace(
+def stage_settings(a: argparse.Namespace) -> argparse.Namespace:
+    """What train_rl.py reads of its flags in a step."""
+    return argparse.Namespace(
         lr=1e-6,
         weight_decay=0.01,
         betas=(0.9, 0.999),
@@ -47,6 +38,20 @@ def main():
         grad_clip=1.0,
         out="",
     )
+
+
+def main():
+    p = shape_parser(__doc__)
+    p.add_argument("--prompts", type=int, default=32)
+    p.add_argument("--samples", type=int, default=16)
+    p.add_argument("--max-new", type=int, default=64)
+    p.add_argument("--prompt-lens", type=int, nargs=2, default=(24, 40))
+    p.add_argument("--eos-rate", type=float, default=0.04)
+    p.add_argument("--micro", type=int, default=64, help="completions in one forward and backward")
+    p.add_argument("--steps", type=int, default=3, help="timed steps, after one warm-up step")
+    a = p.parse_args()
+    model, device = begin(a)
+    args = stage_settings(a)
     optimizer = make_optimizer(model, args)
     eos = list(range(1, 1 + max(1, round(a.eos_rate * a.vocab))))
     rng = torch.Generator().manual_seed(a.seed)

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import regex
@@ -250,6 +250,22 @@ def byte_pairs(parts: list[bytes], ranks: Ranks) -> list[bytes]:
     return parts
 
 
+def _byte_and_forced_ranks(forced: Iterable[str], find: Callable[[str], list[str]]) -> Ranks:
+    """The 256 bytes, then every prefix of every forced string; `find` cuts text into pre-tokens."""
+    ranks: Ranks = {bytes([b]): b for b in range(256)}
+    seeds = set()
+    for text in forced:
+        if find(text) != [text]:
+            raise UserError(
+                f"forced token {text!r}: splits into {find(text)}; force only strings that are one pre-token"
+            )
+        token = text.encode()
+        seeds.update(token[:end] for end in range(2, len(token) + 1))
+    for token in sorted(seeds, key=lambda t: (len(t), t)):  # shorter first: a prefix must merge before what it leads to
+        ranks[token] = len(ranks)
+    return ranks
+
+
 def train_bpe(
     texts: Iterable[str], vocab_size: int, *, forced: Iterable[str] = (), pattern: str = OWN_PATTERN
 ) -> Ranks:
@@ -262,17 +278,7 @@ def train_bpe(
     string is not one pre-token.
     """
     find = regex.compile(pattern).findall
-    ranks: Ranks = {bytes([b]): b for b in range(256)}
-    seeds = set()
-    for text in forced:
-        if find(text) != [text]:
-            raise UserError(
-                f"forced token {text!r}: splits into {find(text)}; force only strings that are one pre-token"
-            )
-        token = text.encode()
-        seeds.update(token[:end] for end in range(2, len(token) + 1))
-    for token in sorted(seeds, key=lambda t: (len(t), t)):  # shorter first: a prefix must merge before what it leads to
-        ranks[token] = len(ranks)
+    ranks = _byte_and_forced_ranks(forced, find)
     if vocab_size < len(ranks) + 1:
         raise UserError(
             f"vocab size {vocab_size}: bytes, forced tokens and end-of-text already take {len(ranks) + 1}; raise it"

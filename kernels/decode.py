@@ -13,7 +13,8 @@ A sampler whose rows finish one by one keeps only the B unfinished ones, in any 
 tails, whose cost is memory traffic, are those of B rows, and only the prefix product runs on the padded groups.
 
 There is no backward: this is for sampling and scoring. Log-sum-exps are in base e in the torch path and in base 2 in
-the kernels, which therefore share nothing but the definition.
+the kernels, which therefore share nothing but the definition. The kernels' arguments stand in rows by kind (fmt: skip),
+as in attention_triton.py.
 """
 
 import math

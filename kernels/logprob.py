@@ -21,7 +21,8 @@ which the backward forms one vocabulary chunk at a time into one reused buffer, 
 the products with weight and hidden are the library's. Bytes: naive keeps logits, log-softmax and their gradient, 12 N V
 at the peak; here N V is never stored: 16 N (forward) and one chunk (backward).
 
-logprob_torch.py has the definition, and the path for tensors that these kernels do not take.
+logprob_torch.py has the definition, and the path for tensors that these kernels do not take. The kernels' arguments
+stand in rows by kind (fmt: skip), as in attention_triton.py.
 """
 
 import math

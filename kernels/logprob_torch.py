@@ -43,8 +43,8 @@ class _Tiles:
 
     def view(self, rows: int, words: int):
         """(statistics-dtype tiles..., 16-bit tile or None), each (rows, words)."""
-        cut = lambda buffer: None if buffer is None else buffer[: rows * words].view(rows, words)  # noqa: E731
-        return *map(cut, self.stat), cut(self.low)
+        whole = [*self.stat, self.low]
+        return tuple(None if buffer is None else buffer[: rows * words].view(rows, words) for buffer in whole)
 
 
 def _tile_sizes(N: int, V: int, device: torch.device) -> tuple[int, int]:

@@ -165,8 +165,7 @@ def test_parallel_averaging_by_hand(ok, world, tmp_path, monkeypatch, sync_every
     monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))  # a signal at once
     init = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7))
     out = tmp_path / "run"
-    ok(
-        "merge",
+    flags = (
         "--init",
         init,
         "--data",
@@ -179,8 +178,8 @@ def test_parallel_averaging_by_hand(ok, world, tmp_path, monkeypatch, sync_every
         "eos",
         "--sync-every",
         sync_every,
-        *PARALLEL,
     )
+    ok("merge", *flags, *PARALLEL)
 
     questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]
