@@ -313,8 +313,8 @@ def earlier(start: Start, made: dict) -> list[dict]:
     """What made a resumed run before, one entry for each call of its script, with the step at which it ended."""
     if not start.before:
         return []
-    last = {key: start.before.get(key) for key in made}
-    return [*start.before.get("earlier", []), {"until_step": start.step, **last}]
+    last, calls = {key: start.before.get(key) for key in made}, start.before.get("earlier")
+    return [*(calls if isinstance(calls, list) else []), {"until_step": start.step, **last}]
 
 
 # ------------------------------------------------------------------------------------------------------- the run folder
@@ -427,7 +427,8 @@ class Run:
         save_checkpoint(path, ckpt)
         print(f"saved {path}", flush=True)
         if step == self.args.steps:
-            print(f"its curves: python -m study.plot {self.out} --out {self.out / 'curves.png'}", flush=True)
+            curves = shlex.join(["python", "-m", "study.plot", str(self.out), "--out", str(self.out / "curves.png")])
+            print(f"its curves: {curves}", flush=True)
         for old in self.out.glob(f"ckpt_*{STOPPED}.pt") if due else ():
             old.unlink()
         if self.stopping and step < self.args.steps:

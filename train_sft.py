@@ -25,7 +25,7 @@ from data.checkpoints import restore_optimizer
 from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
-from stage import Run, add_system_args, add_training_args, load_start, parse
+from stage import Run, add_system_args, add_training_args, given_flags, load_start, parse
 
 PRESETS = {
     "laptop": {},
@@ -65,6 +65,9 @@ def parse_args():
     args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "epochs"))
     if args.epochs is not None and not 0 < args.epochs < math.inf:
         raise UserError(f"--epochs {args.epochs}: must be a number above 0; or give --steps")
+    if "max_new_tokens" in given_flags(parser()) and not (args.eval_every or args.sample_every):
+        what = f"--max-new-tokens {args.max_new_tokens} does nothing without --eval-every or --sample-every"
+        raise UserError(f"{what}; drop it, or give one of them")
     return args, ckpt
 
 

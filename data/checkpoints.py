@@ -11,6 +11,7 @@ torch.load does not look at it.
 """
 
 import hashlib
+import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ KINDS = dict(format=int, stage=str, step=int, tokens=int, model=dict, model_conf
 KINDS |= dict(optimizer=MAYBE, rng=dict, data=dict, config=dict, parent=MAYBE, metrics=dict, versions=dict)
 CHECKPOINT_KEYS = list(KINDS)
 PARENT = dict(file=str, stage=str, step=int, tokens=int, hash=str)
+PLAIN = ("model_config", "tokenizer", "data", "config", "parent", "versions")  # written on into JSON files
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of every weight
 MEND = "use another checkpoint"
 
@@ -85,8 +87,9 @@ def load_checkpoint(path: str | Path) -> dict:
     missing = [k for k in CHECKPOINT_KEYS if not isinstance(ckpt, dict) or k not in ckpt]
     if missing:
         raise UserError(f"{path} is no checkpoint of ours (it has no {missing[0]}); use a ckpt_*.pt that a stage wrote")
-    if ckpt["format"] != FORMAT:
-        got = str(ckpt["format"])[:20] if isinstance(ckpt["format"], int) else repr(type(ckpt["format"]))
+    known = isinstance(ckpt["format"], int)
+    if not known or ckpt["format"] != FORMAT:
+        got = str(ckpt["format"])[:20] if known else repr(type(ckpt["format"]))
         raise UserError(f"{path} has format {got}, this code reads {FORMAT}; use the version that wrote it")
     check_kinds(ckpt, path)
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # left by torch.compile and DDP in files of forks
@@ -103,6 +106,11 @@ def check_kinds(ckpt: dict, path: str | Path) -> None:
                 raise UserError(f"{path}: {whose}{key} must be {needed}, got {type(value).__name__}; {MEND}")
             if kind is int and not 0 <= value < 2**62:
                 raise UserError(f"{path}: {whose}{key} must be a count of at least 0, below 2**62; {MEND}")
+    for key in PLAIN:
+        try:
+            json.dumps(ckpt[key])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: its {key} is no JSON ({str(error)[:60]}); {MEND}") from None
     for name, tensor in ckpt["model"].items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: its model holds {type(tensor).__name__} {str(name)[:60]!r}, not a weight; {MEND}")
@@ -131,7 +139,7 @@ def restore_optimizer(optimizer: torch.optim.AdamW, state, path: str | Path) -> 
         moments = [state["state"][i] for i in range(len(weights))]
         extra = len(state["state"]) - len(weights)
         found = [(p, key, m[key]) for p, m in zip(weights, moments, strict=True) for key in MOMENTS]
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: its optimizer state lacks moments of some weights ({error!r}); {mend}") from error
     if theirs != sizes or extra:
         raise UserError(f"{path}: its optimizer state is of groups of {theirs} weights, not {sizes}; {mend}")

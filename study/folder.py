@@ -90,7 +90,7 @@ class Folder:
         if self._results.get(path, [None])[0] != (stat.st_mtime_ns, stat.st_size):
             try:
                 result = read_json(path, "evaluation")
-                found = evaluation_fault(result, task.flags), result.get("source")
+                found = evaluation_fault(result, task.flags), known(result.get("source"))
             except UserError as error:
                 found = str(error), None
             self._results[path] = (stat.st_mtime_ns, stat.st_size), found
@@ -193,5 +193,12 @@ class Folder:
 
 def source_of_run(config: dict) -> str | None:
     """From a run folder's config.json: the one hash of all calls that made it (`earlier`: before each --resume)."""
-    sources = {config.get("source"), *(call.get("source") for call in config.get("earlier", []))}
-    return sources.pop() if len(sources) == 1 else None
+    earlier = config.get("earlier", [])
+    calls = [config, *earlier] if isinstance(earlier, list) else []
+    sources = [call.get("source") if isinstance(call, dict) else None for call in calls]
+    return known(sources[0]) if sources and sources.count(sources[0]) == len(sources) else None
+
+
+def known(source) -> str | None:
+    """A hash as common.source_hash writes it; None for what a hand has put there, which may be a path."""
+    return source if isinstance(source, str) and source.isalnum() else None

@@ -19,7 +19,7 @@ ROOT = Path(common.__file__).parent
 RL = "--prompts-per-step 3 --group-size 3 --max-new-tokens 8 --updates-per-batch 2 --lr 0.02".split()
 STAGES = {
     "train_pretrain": "--preset tiny --block-size 32 --batch-tokens 96 --eval-every 2 --eval-tokens 64".split(),
-    "train_sft": "--batch-size 5 --micro-batch-size 2 --max-new-tokens 8".split(),
+    "train_sft": "--batch-size 5 --micro-batch-size 2 --sample-every 3 --max-new-tokens 8".split(),
     "train_rl": RL,
     "merge": [*RL, *"--batch-size 5 --sft-lr 0.01".split()],
 }

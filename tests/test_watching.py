@@ -110,6 +110,7 @@ def test_validation_refuses_before_work_starts(refused, guesses, tmp_path):
     start = ("--init", init, "--data", data, "--out", tmp_path / "run")
     refused("train_sft", *start, "--eval-every", "1", "--max-new-tokens", "500", words=("exceeds", "lower"))
     refused("train_sft", *start, "--eval-every", "1", "--eval-questions", "0", words=("--eval-questions 0",))
+    refused("train_sft", *start, "--max-new-tokens", "14", words=("--max-new-tokens 14", "--sample-every"))
     refused("train_rl", *start, "--sample-every", "-1", words=("--sample-every -1",))
     refused("merge", *start, "--eval-questions", "9", words=("--eval-questions 9", "--eval-every"))
     assert not (tmp_path / "run").exists()
@@ -190,6 +191,8 @@ def test_the_head_says_what_runs_where(ok, guesses, tmp_path):
         assert shown[2] == f"run folder {tmp_path / name} | 4 steps, checkpoints at 3 4"
         assert shown[3].startswith(questions), shown[3]
         assert f"its curves: python -m study.plot {tmp_path / name} --out {tmp_path / name}/curves.png" in shown
+    shown = ok("train_sft", *start, *STAGES["train_sft"], "--out", tmp_path / "a b #1").out
+    assert f"study.plot '{tmp_path}/a b #1' --out '{tmp_path}/a b #1/curves.png'" in shown  # can be pasted
     small = "--block-size 32 --batch-tokens 64 --steps 3 --save-at 2 --eval-tokens 64".split()
     shown = ok("train_pretrain", "--data", data, *small, "--out", tmp_path / "base").out.splitlines()
     assert shown[1] == f"run folder {tmp_path / 'base'} | 3 steps, checkpoints at 2 3"

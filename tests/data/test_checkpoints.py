@@ -167,6 +167,10 @@ def broken(ckpt: dict, *path, value) -> dict:
         (("parent", "hash"), 5, "its parent's hash"),
         (("config",), [], "config must be"),
         (("data",), 7, "data must be"),
+        (("format",), torch.ones(2), "format"),
+        (("versions", "torch"), torch.ones(2), "is no JSON"),
+        (("config", "earlier"), [{"gpu": b"one"}], "config is no JSON"),
+        (("data", (1, 2)), 3, "data is no JSON"),
     ],
 )
 def test_kinds_are_checked_before_anything_is_built(run, tmp_path, path, value, word):
@@ -226,6 +230,7 @@ def test_halves_of_a_tied_model_that_differ_are_refused(refused, run, world):
         (("state", 99), {"step": torch.tensor(1.0)}),
         (("param_groups", 0, "params"), [0, 1]),
         (("param_groups", 0), 5),
+        (("param_groups",), [torch.tensor(1.0)]),
     ],
 )
 def test_optimizers_of_other_weights_are_refused(refused, run, path, value):

@@ -10,7 +10,7 @@ import train_rl
 from study import folder as folders
 from study import tasks as plans
 from study.check import evaluation_fault
-from study.folder import data_identity
+from study.folder import data_identity, source_of_run
 
 
 # ----------------------------------------------------------------------------------------------------------- addresses
@@ -221,3 +221,19 @@ def test_what_was_accepted_is_kept(code, tmp_path):
     assert made.stale() == []
     write_run(made, find(made, "sft-"), source="third")
     assert names(made.stale()) == {"sft", "sft_rl"}
+
+
+@pytest.mark.parametrize("source", ["../../elsewhere", ["a"], 5, None])
+def test_a_source_that_is_no_hash_leads_nowhere(tmp_path, source):
+    """Of a hand-edited config.json (`earlier` too) or evaluation: the run is stale, and is moved within the folder."""
+    folder = write_all(planned("smoke", tmp_path / "study"))
+    train, scored = find(folder, "rl-"), next(t for t in folder.tasks if t.kind == "eval")
+    write_run(folder, train, source=source)
+    write_result(folder, scored, source=source)
+    assert {train, scored} <= set(folder.stale())
+    folder.set_aside(folder.stale())
+    assert [p.name for p in tmp_path.iterdir()] == ["study"]
+    assert (folder.dir / "other_code" / "unknown" / folder.out(scored)).is_file()
+    for earlier in (5, [5], [{}], {"source": "a"}):
+        assert source_of_run({"source": "a", "earlier": earlier}) is None
+    assert source_of_run({"source": "a", "earlier": [{"source": "a"}]}) == "a"
