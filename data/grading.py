@@ -40,7 +40,7 @@ def _ascii_forms() -> dict[int, str]:
 
 _ASCII = _ascii_forms()
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})++|[1-9][0-9]{0,2}(?: [0-9]{3})++|[0-9]++)(?![0-9])"
-_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]++)?|(?<![0-9])\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]++(?!\.\.|…))?|(?<![0-9])\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
 _PART = rf"(?:\{{ ?([-+]?{_DECIMAL}) ?\}}|([0-9]))"  # numerator or denominator of a \frac
 _LATEX = [
     (re.compile(pattern), replacement)
@@ -98,22 +98,29 @@ _BEFORE = re.compile(  # what may stand before a number
     r"[\s*_`'\"#]*"
     + _either(
         r"(?i:[a-z'*_ ]{0,40}?\b(?:answer|result|total)\b[*_ ]*(?:is\b|:|=)[\s*_:=]*)",  # The answer is:
-        r"[A-Za-z]? ?[=≈] ?",  # x =
+        r"\$?[A-Za-z]? ?[=≈] ?",  # x =
         r"\\approx ?",
     )
     + "?"
 )
 _CLOSERS = r"[\s.,;:?*_`'\"|)\]}#$\\]*\Z"
 _SCALES = r"hundreds? thousands? millions? billions? trillions? hal(?:f|ves) thirds? fourths? fifths? sixths? sevenths?"
-_SCALES = _either(*_SCALES.split(), *r"eighths? ninths? tenths? hundredths? thousandths?".split())
-_NO_UNITS = _either(_SCALES, *"or to and x by plus minus times over out through until squared cubed point mod".split())
+_SCALES += (
+    r" eighths? ninths? tenths? hundredths? thousandths? quadrillions? dozens? lakhs? crores? grand bn mn bil mil"
+)
+_SCALES = _either(*_SCALES.split())
+_NO_UNITS = (
+    "or to and x by plus minus times divided over out through until squared cubed factorial point mod base pi sqrt"
+)
+_NO_UNITS = _either(_SCALES, "in base", *_NO_UNITS.split())
 _GOES_ON = r"(?!(?:so|thus|hence|since|because|as|in|at|for|of|from|after|is)\b)[a-z.]+,? (?:and )?[-$.]?[0-9]"
 _AFTER = re.compile(  # what may stand behind it
-    " ?(?:°[CF]?|[%€£¥₹$])?"
+    " ?(?:°[CF]?|[%€£¥₹$¢])?"
     + _either(
         _CLOSERS,
-        r"[.;?]\s+[^\s0-9]|(?:[,:]\s+|\s+\()(?!or\b|and\b)[A-Za-z]{2}",  # a new sentence, clause or remark
-        r"(?:[kcm]m|[km]g|m[lL]|lbs?|ft|oz|hrs?|mins?|mph|st|nd|rd|th)(?![A-Za-z])",  # 5cm, 5th, but not 5x
+        r"[.;?]\s+[^\s0-9]|(?:[,:]\s+|\s+\()(?!or\b|and\b|base\b)[A-Za-z]{2}",  # a new sentence, clause or remark
+        # 5cm, 5th, but not 5x or 5 ft 3
+        r"(?:[kcm]m|[km]g|m[lL]|lbs?|ft|oz|hrs?|mins?|mph|st|nd|rd|th)(?![A-Za-z]|,? (?:and )?[0-9])",
         rf"[ -]+[mgshlLVWJNCKF](?:/[a-z]+)?(?:\^[23])?{_CLOSERS}",  # 5 m, but not 5 x
         # 5 apples, but not 5 million, 5 or 6, 5 feet 3 inches
         rf"[ -]+(?!{_NO_UNITS}\b)(?!{_GOES_ON})(?:[A-Za-z]{{2}}|an? [A-Za-z]{{2}})",
@@ -178,7 +185,8 @@ _BROKEN_BEFORE = re.compile(
     _either(
         r"[0-9][.:/']|[0-9]{4}-[0-9]+-|[0-9] or ",  # of 12:30, 1.2.3, 1/2/3, 1'000, 2024-01-05, "5 or 6"
         r"(?<![0-9,])[0-9]+,|\.[0-9]+,",  # of 0,5 and 1.234,5, but 1,2,3 is a list
-        r"[\^_]\{?|\\sqrt ?\{?|[√±]",  # of x^5, \sqrt{3}, ±5
+        r"[\^_]\{?|\\?sqrt ?(?:\[[0-9]+\])?[({]?|√|± ?",  # of x^5, \sqrt[3]{5}, sqrt(5), ±5
+        r"[0-9]\*\*|[0-9]\.[0-9]*(?:\(|\\overline ?\{)|\bbase ",  # of 5**2, 0.(3), 101 in base 2
     )
     + r"\Z"
 )
@@ -187,7 +195,7 @@ _BROKEN_AFTER = re.compile(  # of 5٢, 12:30, 5^2, 5x, 5\pi, 5M and "5 million"
         r"\d|[.,:/][0-9]|[\^_√]",
         r"[abcikntxyzπKMB](?![A-Za-z])",
         r" ?\\?(?:pi\b|sqrt|times|cdot)",
-        rf" {_SCALES}\b",
+        rf" ?{_SCALES}\b| (?:factorial|squared|cubed)\b",
     )
 )
 

@@ -13,6 +13,8 @@ from data.grading import answers_equal, boxed_answer, extract_answer, parse_numb
 REAL_DATA = os.environ.get("REAL_DATA")
 
 RIGHT = [
+    ("#### 42¢", "42"),
+    ("#### $x = 42$", "42"),
     ("#### 42. So the answer", "42"),
     ("#### 42, so", "42"),
     ("#### **42**", "42"),
@@ -226,6 +228,12 @@ def test_an_answer_behind_its_marker_is_read(completion, gold):
 @pytest.mark.parametrize("completion, gold", RIGHT_IF_FLEXIBLE)
 def test_without_a_marker_the_last_number_counts(completion, gold):
     assert reward(completion, gold) == 0.0 and reward_flexible(completion, gold) == 1.0
+
+
+PARTS = "5 dozen eggs | 5 bn | 5 lakh | 5 factorial | 5 pi | 5 sqrt(2) | 5 divided by 2 | 5 lb 3 oz | 5 in base 7"
+WRONG += [(f"#### {text}", "5") for text in [*PARTS.split(" | "), "5 ft 3 in", "5 (base 7)"]]
+PARTS = r"$5mil | 5 squared | sqrt(5) | \sqrt[3]{5} | 101 base 5 | 0.(5) | 0.\overline{5} | 2**5 | 2 ± 5"
+WRONG += [(text, "5") for text in PARTS.split(" | ")] + [("#### 0.333...", "0.333"), ("0.333…", "0.333")]
 
 
 @pytest.mark.parametrize("completion, gold", WRONG)
