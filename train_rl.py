@@ -136,7 +136,7 @@ def loss_weights(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> 
 
 def grpo_loss(
     logprobs: torch.Tensor,  # (B, T), of the completions' tokens
-    old_logprobs: torch.Tensor,  # (B, T), when they were sampled
+    old_logprobs: torch.Tensor,  # (B, T), under the weights that sampled them, by this same forward pass
     advantages: torch.Tensor,  # (B,)
     mask: torch.Tensor,  # (B, T), 1 on completion tokens including end-of-text
     weights: torch.Tensor,  # (B,), c_i from `loss_weights` over the whole update: micro-batches simply add up

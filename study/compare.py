@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         prog="python -m study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     setting = 'a setting: NAME="STAGE.py --flag value"'
-    p.add_argument("--compare", nargs="+", required=True, metavar="NAME=COMMAND", help=setting)
+    p.add_argument("--compare", nargs="*", required=True, metavar="NAME=COMMAND", help=setting)
     p.add_argument("--init", required=True, metavar="CKPT", help="where every run starts")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the runs and the results")
     p.add_argument("--seeds", type=int, default=3, help="runs of each setting")
@@ -63,6 +63,8 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--minutes", type=float, default=0, help="begin nothing new after so long; 0 = no end")
     p.add_argument("--accept-other-source", action="store_true", help="keep finished runs that other code made")
     args = p.parse_args()
+    if not args.compare:
+        raise UserError(f"--compare names no setting; give one or more: {setting.removeprefix('a setting: ')}")
     for name in ("seeds", "n_samples", "max_new_tokens", "jobs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")

@@ -3,6 +3,7 @@ there. Stages are called as a user would call them; what they print goes to logs
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from study.tasks import Task, minutes, words
 
 PATIENCE = 120  # seconds that stages get to save when the study is stopped
 SILENCE = 30  # seconds without a line, after which it says where the running stages are
+CLEAR = "\r\x1b[2K"  # what stands in the terminal's line
+GLANCE = 3  # the same on a terminal, where one line is written over
 
 
 @dataclass
@@ -158,7 +161,7 @@ class Runner:
 
     # ----------------------------------------------------------------------------------------------------- what it says
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(f"{CLEAR if sys.stdout.isatty() else ''}{line}", flush=True)
         self.last_line = time.time()
 
     def seconds_left(self) -> float:
@@ -167,7 +170,12 @@ class Runner:
         return (time.time() - self.began) / done * (self.total_cost - done) if done else self.total_cost / self.jobs
 
     def report_silence(self) -> None:
-        if self.running and time.time() - self.last_line > SILENCE:
+        quiet = time.time() - self.last_line
+        if self.running and sys.stdout.isatty() and quiet > GLANCE:
+            at = " || ".join(f"{run.task.name}: {last_line(self.folder.log(run.task))[:60]}" for run in self.running)
+            print(f"{CLEAR}{at[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            self.last_line = time.time()
+        elif self.running and quiet > SILENCE:
             for run in self.running:
                 self.say(f"      {run.task.name}: {last_line(self.folder.log(run.task))[:100]}")
 
