@@ -42,20 +42,19 @@ from common import (
     writable_dir,
 )
 from data.checkpoints import parent_of, restore_optimizer, weights_hash
-from data.math_qa import draw, template_for
+from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
-from stage import Run, add_system_args, add_training_args, given_flags, load_start, parse
+from resume import given_flags
+from stage import Run, add_system_args, add_training_args, load_start, parse
 from train_rl import (
     add_rl_args,
     check_rl_args,
     grpo_step,
     note_without_signal,
-    question_prompts,
     reference_model,
     rollout,
     rollout_metrics,
     samples_to_read,
-    stop_strings,
 )
 from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradient
 

@@ -27,7 +27,8 @@ from data.checkpoints import restore_optimizer
 from data.tokenizer import check_tokenizer, folder_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
-from stage import Run, Start, add_system_args, add_training_args, note_data, parse, sixth
+from resume import note_data
+from stage import Run, Start, add_system_args, add_training_args, parse, sixth
 
 SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
 SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f"}

@@ -39,8 +39,7 @@ from common import (
     step_with_clip,
 )
 from data.checkpoints import restore_optimizer, weights_hash
-from data.files import counted
-from data.math_qa import StopStrings, draw, extract_answer, format_prompt, reward, template_for
+from data.math_qa import draw, extract_answer, question_prompts, reward, stop_strings, template_for
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.tokenizer import decode
 from stage import Run, add_system_args, add_training_args, load_start, parse
@@ -186,18 +185,6 @@ class Batch:
 
     def rows(self, part: list[int]):
         return [self.prompts[r] for r in part], [self.completions[r] for r in part]
-
-
-def question_prompts(enc, questions, template) -> list[list[int]]:
-    """Ids of each question as a prompt, which begins with end-of-text."""
-    questions = counted(questions, "tokenizing questions")
-    return [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
-
-
-def stop_strings(args, enc, template) -> StopStrings | None:
-    """Where rollouts end besides end-of-text. A base model that is not stopped after its answer runs on into a new
-    question: those tokens share the answer's reward, so most of the gradient teaches running on."""
-    return StopStrings(enc, template.stops) if args.stop == "template" else None
 
 
 def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None) -> Batch:

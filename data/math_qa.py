@@ -19,7 +19,7 @@ import tiktoken
 import torch
 
 from common import UserError, run
-from data.files import read_jsonl
+from data.files import counted, read_jsonl
 from data.grading import answers_equal as answers_equal  # for those who import it from here
 from data.grading import boxed_answer, clean, extract_answer, parse_number, reward, reward_flexible
 from data.questions import TASKS, Question, load_questions, text_of
@@ -144,6 +144,12 @@ def encode_prompts(
     return rows[0][:shared], [row[shared:] for row in rows]
 
 
+def question_prompts(enc, questions, template) -> list[list[int]]:
+    """Ids of each question as a prompt, which begins with end-of-text."""
+    questions = counted(questions, "tokenizing questions")
+    return [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+
+
 def draw(n: int, count: int, step: int, seed: int) -> list[int]:
     """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches.
     A pure function of its arguments, so that resuming needs no state."""
@@ -187,6 +193,12 @@ class StopStrings:
 
     def cut(self, text: str) -> str:
         return cut(text, self.stops)
+
+
+def stop_strings(args, enc, template) -> StopStrings | None:
+    """Where rollouts end besides end-of-text. A base model that is not stopped after its answer runs on into a new
+    question: those tokens share the answer's reward, so most of the gradient teaches running on."""
+    return StopStrings(enc, template.stops) if args.stop == "template" else None
 
 
 # ---------------------------------------------------------------- loading
