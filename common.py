@@ -292,6 +292,7 @@ def source_files(script) -> list[Path]:
     script = Path(script).resolve()
     roots, found, queue = [script.parent, HERE], set(), [script]
     local = {path.stem for root in roots for path in root.iterdir()}
+    modules: dict[str, Path | None] = {}  # a/b -> the file of a.b, None where it is no module
     while queue:
         path = queue.pop()
         if path in found:
@@ -300,9 +301,15 @@ def source_files(script) -> list[Path]:
         package = next((path.parent.relative_to(root).parts for root in roots if path.is_relative_to(root)), ())
         for dots, names in read_source(path)[0]:
             parts = [*(package[: len(package) + 1 - dots] if dots else ()), *names]
-            for stem in (Path(*parts[:n]) for n in range(1, len(parts) + 1) if parts[0] in local):
-                tried = [root / file for root in roots for file in (f"{stem}.py", stem / "__init__.py")]
-                queue += [file for file in tried if file.is_file()][:1]
+            for n in range(1, len(parts) + 1) if parts and parts[0] in local else ():
+                stem = "/".join(parts[:n])
+                if stem not in modules:
+                    tried = [root / file for root in roots for file in (f"{stem}/__init__.py", f"{stem}.py")]
+                    modules[stem] = next((file for file in tried if file.is_file()), None)
+                if modules[stem]:
+                    queue.append(modules[stem])
+                    if modules[stem].name != "__init__.py":  # what follows is a name in that file
+                        break
     return sorted(found)
 
 

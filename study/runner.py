@@ -50,7 +50,7 @@ class Runner:
         self.failed: list[str] = []
         self.began = self.last_line = time.time()
         self.done_cost = self.total_cost = 0.0
-        self.sources = {task.script: source_hash(HERE / task.script) for task in folder.tasks}
+        self.sources = {name: source_hash(HERE / name) for name in dict.fromkeys(task.script for task in folder.tasks)}
 
     # -------------------------------------------------------------------------------------------------------- the loop
     def run(self) -> list[str]:

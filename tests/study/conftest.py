@@ -3,9 +3,7 @@
 import re
 
 import pytest
-from known_effects import made_up
-from matplotlib.figure import Figure
-from PIL import Image
+from known_effects import made_up, undrawn
 
 from study import report
 
@@ -20,8 +18,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def unseen(monkeypatch):
-    """Figures are made and not drawn: drawing takes most of a report's time."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **how: Image.new("RGB", (9, 9)).save(file, "PNG"))
+    undrawn(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from evaluate import pass_at_k
 from study.plan import make_plan
@@ -71,6 +74,11 @@ def made_up(folder: Path, preset: str, keep: Callable[[Task], bool] = lambda tas
     manifest |= dict(trials=plan.p["trials"], primary=primary, data={}, runs=rows)
     (folder / "runs.json").write_text(json.dumps(manifest))
     return folder
+
+
+def undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn: drawing takes most of a report's time."""
+    patch.setattr(Figure, "savefig", lambda figure, file, **how: Image.new("RGB", (9, 9)).save(file, "PNG"))
 
 
 def samples(task: Task) -> list[dict]:

@@ -10,6 +10,7 @@ import traceback
 
 import pytest
 import torch
+from known_effects import undrawn
 
 import model
 from evaluate import mean_stderr
@@ -123,6 +124,7 @@ def lab(world, tmp_path_factory):
         header = header_of(plan, 1, "cpu", ["python"], world) | {"seconds": 1.0}
         write_manifest(made, header)
         assert made.folder.to_do() == []
+        undrawn(patch)
         report.build(folder)
         yield Lab(folder)
 
