@@ -44,7 +44,7 @@ from common import (
 from data.checkpoints import parent_of, restore_optimizer, weights_hash
 from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
-from resume import given_flags
+from data.resume import given_flags
 from stage import Run, add_system_args, add_training_args, load_start, parse
 from train_rl import (
     add_rl_args,

@@ -38,9 +38,9 @@ from data.checkpoints import (
 from data.files import UserError, read_jsonl, write_json, write_jsonl
 from data.math_qa import load_questions
 from data.pass_at_k import readable
+from data.resume import given_flags, note_changes, note_data, resume, seen_from
 from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
-from resume import given_flags, note_changes, note_data, resume, seen_from
 
 WORLD = "data/world"  # the default of --data
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"

@@ -24,10 +24,10 @@ import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
 from data.checkpoints import restore_optimizer
+from data.resume import note_data
 from data.tokenizer import check_tokenizer, folder_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS, build_model, load_model
-from resume import note_data
 from stage import Run, Start, add_system_args, add_training_args, parse, sixth
 
 SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}

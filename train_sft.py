@@ -25,7 +25,7 @@ from data.checkpoints import restore_optimizer
 from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
-from resume import given_flags
+from data.resume import given_flags
 from stage import Run, add_system_args, add_training_args, load_start, parse
 
 PRESETS = {

@@ -129,7 +129,3 @@ def note_changes(then: dict, now: dict) -> None:
             print(f"note: {name} is {now[key]}, the run had {then[key]}: its numbers may be others from here on")
     if then and (threads := then.get("threads")) != now["threads_used"]:
         print(f"note: {now['threads_used']} threads, the run had {threads}: results agree to rounding, not bit for bit")
-
-
-if __name__ == "__main__":
-    print("How a run goes on; try it: python train_rl.py --resume RUN_FOLDER")
