@@ -15,6 +15,7 @@ from kernels import tiles
 from kernels.attention import attention
 from kernels.attention_torch import visible_keys
 from kernels.attention_triton import attention_delta, attention_dkdv, attention_dq, attention_forward
+from kernels.cache import capture_graph
 from kernels.decode import decode_attention
 from kernels.dispatch import target_of
 from kernels.logprob import linear_logprob
@@ -221,21 +222,10 @@ def launch(m: Machine):
             yield dict(case=f"decode {P} x {G}, {Tp} + {Tt} keys", variant=impl, us=1e3 * ms, gb_per_s=1e-6 * read / ms)
         if not m.rehearse:
             yield dict(
-                case=f"decode {P} x {G}", variant="triton, as a CUDA graph", us=1e3 * m.milliseconds(graph_of(step))
+                case=f"decode {P} x {G}",
+                variant="triton, as a CUDA graph",
+                us=1e3 * m.milliseconds(capture_graph(step)),
             )
-
-
-def graph_of(work):
-    """work() captured as a CUDA graph -> its replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
 
 
 # ---------------------------------------------------------------- end to end
