@@ -1,4 +1,4 @@
-"""The one reader and writer of small files: text, JSON and JSONL, as they are or gzipped.
+"""The one reader and writer of small files: text, JSON and JSONL, as they are, gzipped or as zstd, and rows of parquet.
 
 Reading: UTF-8, with or without a byte order mark; whatever is wrong with a file becomes a `UserError` of one sentence.
 Writing: UTF-8, to a temporary name in the same folder, synced, then renamed, so that a crash, a full disk or a bad
@@ -6,6 +6,8 @@ value leaves the old file whole.
 """
 
 import gzip
+import importlib
+import io
 import json
 import math
 import os
@@ -14,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 BOM = b"\xef\xbb\xbf"
@@ -27,26 +30,69 @@ class UserError(Exception):
 
 # ---------------------------------------------------------------- reading
 def suffix(path: str | os.PathLike) -> str:
-    """The kind of file that a name tells: ".jsonl" of Train.JSONL and of train.jsonl.gz."""
-    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    """The kind of file that a name tells: ".jsonl" of Train.JSONL, of train.jsonl.gz and of train.jsonl.zst."""
+    return Path(Path(path).name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+
+
+def optional(name: str, path: str | os.PathLike) -> ModuleType:
+    """A module that only some files need, which `path` is one of."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(f"{path}: reading it needs {package}, which is not installed; pip install {package}") from None
+
+
+class _ZstdFile(io.RawIOBase):
+    """The text of a zstd file of one or more frames. EOFError where the last one is cut: zstandard's own reader takes
+    that for the end."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.zstd = file, importlib.import_module("zstandard")
+        self.frame, self.packed, self.text = None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, out) -> int:
+        while not self.text:
+            packed = self.packed or self.file.read(1 << 17)
+            if not packed and self.frame:
+                raise EOFError("it ends within a frame")
+            if not packed:
+                return 0
+            self.frame = self.frame or self.zstd.ZstdDecompressor().decompressobj()
+            self.text, self.packed = memoryview(self.frame.decompress(packed)), b""
+            if self.frame.eof:
+                self.frame, self.packed = None, self.frame.unused_data
+        size = min(len(out), len(self.text))
+        out[:size], self.text = self.text[:size], self.text[size:]
+        return size
 
 
 @contextmanager
 def open_bytes(
     path: str | os.PathLike, what: str = "file", mend: str = "check the path and that the file is whole"
 ) -> Iterator[BinaryIO]:
-    """The bytes of a file, unzipped if it begins as gzip does, without a byte order mark."""
+    """The bytes of a file, unpacked if it begins as gzip or zstd does, without a byte order mark."""
+    broken: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"  # no UTF-8 text begins so
+            start = file.read(4)  # no UTF-8 text begins as one of these
             file.seek(0)
-            with gzip.open(file) if zipped else file as opened:
-                if opened.read(3) != BOM:
-                    opened.seek(0)
+            unpacked = file
+            if start[:2] == b"\x1f\x8b":
+                unpacked = gzip.open(file)
+            elif start == b"\x28\xb5\x2f\xfd":
+                broken = (*broken, optional("zstandard", path).ZstdError)
+                unpacked = io.BufferedReader(_ZstdFile(file), 1 << 20)
+            with unpacked as opened:
+                if opened.peek(3)[:3] == BOM:
+                    opened.read(3)
                 yield opened
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; {mend}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except broken as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot read it ({why}); {mend}") from None
 
@@ -144,6 +190,20 @@ def read_rows(path: str | os.PathLike, dropped: list[str] | None = None) -> Iter
         if dropped is None:
             raise UserError(f"{what}; mend or remove it")
         dropped.append(what)
+
+
+def read_parquet(path: str | os.PathLike, columns: Iterable[str], rows: int = 1000) -> Iterator[dict[str, list]]:
+    """Columns of a parquet file, `rows` at a time: {column: values}. A column that the file lacks is left out."""
+    parquet, broken = optional("pyarrow.parquet", path), optional("pyarrow", path).ArrowException
+    try:
+        with parquet.ParquetFile(path) as file:
+            found = [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(rows, columns=found, use_threads=False):
+                yield {name: column.to_pylist() for name, column in zip(found, batch.columns, strict=True)}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path and that the file is whole") from None
+    except (OSError, broken) as error:
+        raise UserError(f"{path}: no readable parquet file ({str(error)[:100]}); fetch it again") from None
 
 
 def leave_out(odd: list[str], rows: int) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import stat
+import sys
 
 import pytest
 
@@ -14,6 +15,7 @@ from data.files import (
     field,
     read_json,
     read_jsonl,
+    read_parquet,
     read_text,
     suffix,
     to_json,
@@ -45,6 +47,50 @@ def test_byte_order_marks_and_gzip_read_as_plain_text(tmp_path):
         assert json.loads(read_text(tmp_path / name)) == row
     (tmp_path / "empty").write_bytes(b"")
     assert read_text(tmp_path / "empty") == "" and list(read_jsonl(tmp_path / "empty")) == []
+
+
+def test_zstd_reads_as_plain_text_and_a_torn_file_is_refused(tmp_path):
+    zstd = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    rows = [{"n": n, "text": "é" * n} for n in range(2000)]
+    text, path = b"".join(json.dumps(row).encode() + b"\n" for row in rows), tmp_path / "x.jsonl.zst"
+    packed = zstd.compress(text)
+    for data in (packed, zstd.compress(b"\xef\xbb\xbf" + text[:5000]) + zstd.compress(text[5000:])):  # two frames
+        path.write_bytes(data)
+        assert [row for _, row in read_jsonl(path)] == rows
+    path.write_bytes(zstd.compress(b""))
+    assert list(read_jsonl(path)) == []
+    for broken in (packed[:-9], packed[:40] + b"\0" * 20 + packed[60:]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="x.jsonl.zst: cannot read it"):
+            list(read_jsonl(path))
+
+
+def test_parquet_columns_and_a_torn_file(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet, path = pytest.importorskip("pyarrow.parquet"), tmp_path / "x.parquet"
+    table = arrow.table({"problem": [f"é{n}" for n in range(2500)], "n": list(range(2500))})
+    parquet.write_table(table, path, row_group_size=700)
+    batches = list(read_parquet(path, ["problem", "answer"]))
+    assert [set(batch) for batch in batches] == [{"problem"}] * len(batches)
+    assert [text for batch in batches for text in batch["problem"]] == table["problem"].to_pylist()
+    data = path.read_bytes()
+    for broken in (data[:-9], data[:200] + b"\0" * 400 + data[600:], b"", b"{}"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="no readable parquet file .*; fetch it again"):
+            list(read_parquet(path, ["problem"]))
+    with pytest.raises(UserError, match="no such file"):
+        list(read_parquet(tmp_path / "none.parquet", ["problem"]))
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "x.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd....")
+    with pytest.raises(UserError, match="needs zstandard, which is not installed; pip install zstandard"):
+        list(read_jsonl(tmp_path / "x.jsonl.zst"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match="needs pyarrow, which is not installed; pip install pyarrow"):
+        list(read_parquet(tmp_path / "x.parquet", ["problem"]))
 
 
 def test_suffixes_in_any_case():
