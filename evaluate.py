@@ -24,7 +24,6 @@ from data.checkpoints import parent_of
 from data.files import write_json, write_jsonl
 from data.math_qa import (
     TASKS,
-    StopStrings,
     encode_prompts,
     extract_answer,
     few_shot_prefixes,
@@ -124,17 +123,18 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
     questions, train, prefix, prompts, template, too_long = files.values()
     sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
     sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix)
-    stop, rows, samples, began = StopStrings(enc, template.stops), [], [], time.time()
-    scored = score_questions(model, enc, questions, prompts, stop, device, **sampling)
+    rows, samples, began = [], [], time.time()
+    scored = score_questions(model, enc, questions, prompts, template, device, **sampling)
     for question, (counts, texts) in zip(questions, scored, strict=True):
-        answers = Counter(extract_answer(t, flexible=True) or "" for t in texts)  # "": none was found
+        found = [extract_answer(t, flexible=True, marker=template.marker) for t in texts]
+        answers = Counter(answer or "" for answer in found)  # "": none was found
         row = {"qid": question.qid, **counts, "gold": question.answer, "answers": dict(answers)}
         rows.append(row)  # with the answers, for controls that deal them anew
         if len(rows) <= 3:
             shown = {"task": task, "prompt": question.problem, "gold": question.answer}
-            for t in texts[:4]:
-                found = {"extracted": extract_answer(t, flexible=True), "reward": reward(t, question.answer)}
-                samples.append(shown | {"completion": t} | found)
+            for text, answer in list(zip(texts, found, strict=True))[:4]:
+                score = reward(text, question.answer, template)
+                samples.append(shown | {"completion": text, "extracted": answer, "reward": score})
         if len(rows) % args.prompts_per_batch == 0 or len(rows) == len(questions):
             left = (time.time() - began) / len(rows) * (len(questions) - len(rows))
             print(f"{task} {len(rows)}/{len(questions)} questions | {left:.0f} s left", flush=True)

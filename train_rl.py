@@ -39,7 +39,7 @@ from common import (
     step_with_clip,
 )
 from data.checkpoints import restore_optimizer, weights_hash
-from data.math_qa import draw, extract_answer, question_prompts, reward, stop_strings, template_for
+from data.math_qa import Template, draw, extract_answer, question_prompts, reward, stop_strings, template_for
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.tokenizer import decode
 from stage import Run, add_system_args, add_training_args, load_start, parse
@@ -182,6 +182,7 @@ class Batch:
     texts: list[str]
     gold: list[str]
     finished: torch.Tensor  # (N,) bool: ended by end-of-text or a stop string
+    template: Template = template_for("world")  # its marker states the answers
 
     def rows(self, part: list[int]):
         return [self.prompts[r] for r in part], [self.completions[r] for r in part]
@@ -194,9 +195,9 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
     settings |= dict(together=args.prompts_per_batch)
     outs, parts = zip(*sample_texts(model, enc, [prompts[i] for i in drawn], stop, device, **settings), strict=True)
     texts, repeated = [text for part in parts for text in part], [i for i in drawn for _ in range(G)]
-    gold = [questions[i].answer for i in repeated]
+    gold, template = [questions[i].answer for i in repeated], template_for(args.task)
     # ABLATION: another reward
-    rewards = torch.tensor([reward(text, answer) for text, answer in zip(texts, gold, strict=True)])
+    rewards = torch.tensor([reward(text, answer, template) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
         prompts=[prompts[i] for i in repeated],
         completions=[row for out in outs for row in out.completions()],
@@ -206,6 +207,7 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
         texts=texts,
         gold=gold,
         finished=torch.cat([out.finished for out in outs]),
+        template=template,
     )
 
 
@@ -317,17 +319,17 @@ def update_metrics(results: list[dict], with_kl: bool) -> dict:
 def rollout_metrics(batch: Batch, group_size: int) -> dict:
     """Metrics of the completions of a batch, those of groups without signal included."""
     groups = batch.rewards.view(-1, group_size)
-    lengths = batch.lengths.float()
+    lengths, texts, template = batch.lengths.float(), batch.texts, batch.template
     return {
         "reward/mean": batch.rewards.mean().item(),
         "reward/std": batch.rewards.std().item(),
-        "reward/hits": sum(reward(text, gold) == 1 for text, gold in zip(batch.texts, batch.gold, strict=True)),
+        "reward/hits": sum(reward(*pair, template) == 1 for pair in zip(texts, batch.gold, strict=True)),
         "reward/frac_zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
         "completion/len_mean": lengths.mean().item(),
         "completion/len_max": int(lengths.max()),
         "completion/len_mean_finished": lengths[batch.finished].mean().item() if batch.finished.any() else None,
         "completion/frac_truncated": 1 - batch.finished.float().mean().item(),
-        "completion/parse_failure": sum(extract_answer(t) is None for t in batch.texts) / len(batch.texts),
+        "completion/parse_failure": sum(extract_answer(t, marker=template.marker) is None for t in texts) / len(texts),
         "completion/tokens": int(batch.lengths.sum()),
     }
 
@@ -335,10 +337,9 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
 def samples_to_read(batch: Batch, group_size: int, enc) -> list[dict]:
     """Rollouts for people: the first of the first two questions, and one that was right (if any was)."""
     second = group_size % len(batch.texts)  # the first again, where a batch is one question
-    return [
-        sample_row(decode(enc, batch.prompts[i][1:]), batch.texts[i], batch.gold[i], batch.rewards[i].item())
-        for i in dict.fromkeys([0, second, int(batch.rewards.argmax())])
-    ]
+    chosen = dict.fromkeys([0, second, int(batch.rewards.argmax())])
+    rows = [(decode(enc, batch.prompts[i][1:]), batch.texts[i], batch.gold[i], batch.rewards[i].item()) for i in chosen]
+    return [sample_row(*row, batch.template) for row in rows]
 
 
 def note_without_signal(first: int, metrics: dict) -> None:

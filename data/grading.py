@@ -232,13 +232,16 @@ def last_number(text: str) -> str | None:
     return None if broken else window[begin:end]
 
 
-def extract_answer(text: str, flexible: bool = False) -> str | None:
-    r"""The answer that a text states, or None: the number behind a `####`, on its line; else the last `\boxed{..}`;
-    else, with `flexible`, the last number; else what stands behind the first `####`, whatever it is.
+def extract_answer(text: str, flexible: bool = False, marker: str = "####") -> str | None:
+    r"""The answer that a text states, or None. `flexible`: where it states none, the last number.
 
-    The first `####` with a number decides: of "#### 72 dollars" and "#### Answer: **72**." it is 72, and where a line
-    begins with what is no readable number ("3 4", "3-5"), no later number takes its place.
+    Marker "boxed": the last complete `\boxed{..}` decides, and no `####`. Marker "####": the number behind a `####`, on
+    its line; else the last box; else, with `flexible`, the last number; else what stands behind the first `####`,
+    whatever it is. The first `####` with a number decides: of "#### 72 dollars" and "#### Answer: **72**." it is 72,
+    and where a line begins with what is no readable number ("3 4", "3-5"), no later number takes its place.
     """
+    if marker == "boxed":
+        return boxed_answer(text) or (last_number(text) if flexible else None)
     stated = ""
     for field in text.split("####", FIELDS)[1:]:
         line = field.lstrip(" \t#").split("\n", 1)[0].strip()
@@ -254,13 +257,3 @@ def extract_answer(text: str, flexible: bool = False) -> str | None:
             break
     answer = boxed_answer(text) or (last_number(text) if flexible else None) or stated
     return answer.removesuffix(".").strip() or None
-
-
-def reward(completion: str, gold: str) -> float:
-    r"""1.0 when the answer stated by `####` or `\boxed{}` equals `gold`, else 0.0. The training reward."""
-    return float(answers_equal(extract_answer(completion), gold))
-
-
-def reward_flexible(completion: str, gold: str) -> float:
-    """As `reward`, but the last number counts when no marker states an answer. For evaluation only."""
-    return float(answers_equal(extract_answer(completion, flexible=True), gold))

@@ -1,4 +1,4 @@
-r"""Math questions: templates, few-shot prefixes and stop strings, all in one place, so that SFT, RL and
+r"""Math questions: templates, few-shot prefixes, stop strings and the reward, all in one place, so that SFT, RL and
 evaluation cannot disagree. Files of questions: data/questions.py; what a completion states and whether it is right:
 data/grading.py.
 
@@ -20,8 +20,7 @@ import torch
 
 from common import UserError, run
 from data.files import counted, read_jsonl
-from data.grading import answers_equal as answers_equal  # for those who import it from here
-from data.grading import boxed_answer, clean, extract_answer, parse_number, reward, reward_flexible
+from data.grading import answers_equal, boxed_answer, clean, extract_answer, parse_number
 from data.questions import TASKS, Question, load_questions, text_of
 from data.tokenizer import token_bytes
 
@@ -34,7 +33,7 @@ class Template:
     name: str
     prompt: str  # has {problem}
     target: str  # has {solution}
-    marker: str  # how a solution states its answer: "####" or "boxed"
+    marker: str  # how an answer is stated: "####" (or else a box), or "boxed" (by the last box alone)
     stops: tuple[str, ...]  # a completion ends before the first of these, or at end-of-text
     shot_separator: str = ""
 
@@ -63,8 +62,10 @@ TASK_TEMPLATE = {
 }
 
 
-def template_for(task: str) -> Template:
+def template_for(task: str | Template) -> Template:
     """The template of a task, or the template of that name."""
+    if isinstance(task, Template):
+        return task
     name = TASK_TEMPLATE.get(task, task)
     if name not in TEMPLATES:
         raise UserError(
@@ -87,6 +88,20 @@ def format_target(question: Question, solution: str, template: Template) -> str:
     return template.target.format(solution=solution)
 
 
+# --------------------------------------------------------------------- reward
+def reward(completion: str, gold: str, template: Template | str = "world") -> float:
+    """The training reward: 1.0 when the answer stated by the marker of `template` (or its name) is `gold`, else 0.0."""
+    marker = template_for(template).marker
+    return float(answers_equal(extract_answer(completion, marker=marker), gold))
+
+
+def reward_flexible(completion: str, gold: str, template: Template | str = "world") -> float:
+    """As `reward`, but the last number counts when no marker states an answer. For evaluation only."""
+    marker = template_for(template).marker
+    return float(answers_equal(extract_answer(completion, flexible=True, marker=marker), gold))
+
+
+# ------------------------------------------------------------ few-shot prefixes
 def few_shot_prefix(
     train_questions: Sequence[Question], n_shot: int, seed: int, template: Template, tested: str | None = None
 ) -> str:
@@ -234,9 +249,11 @@ def main() -> None:
     prompt.add_argument("--template", choices=TEMPLATES, help="override the task's template")
     score = commands.add_parser("score", help="score a JSONL of {completion, gold}")
     score.add_argument("file")
+    score.add_argument("--template", choices=TEMPLATES, default="world", help="whose marker states the answer")
     args = parser.parse_args()
 
     if args.command == "score":
+        template = TEMPLATES[args.template]
         strict, flexible, failures, n = 0.0, 0.0, 0, 0
         for number, row in read_jsonl(args.file):
             where = f"{args.file}:{number}"
@@ -244,8 +261,10 @@ def main() -> None:
             if not isinstance(completion, str):
                 raise UserError(f"{where}: 'completion' must be text, got {completion!r}; mend that row")
             gold = text_of(row, "gold", where)
-            strict, flexible, n = strict + reward(completion, gold), flexible + reward_flexible(completion, gold), n + 1
-            failures += extract_answer(completion) is None
+            strict += reward(completion, gold, template)
+            flexible += reward_flexible(completion, gold, template)
+            failures += extract_answer(completion, marker=template.marker) is None
+            n += 1
         if not n:
             raise UserError(f"{args.file}: no rows; give a JSONL of {{completion, gold}}")
         print(

@@ -11,6 +11,7 @@ from data.files import UserError, field, read_json
 from data.math_qa import (
     Question,
     StopStrings,
+    Template,
     encode_prompts,
     extract_answer,
     format_prompt,
@@ -65,12 +66,12 @@ def sample_texts(model, enc, prompts, stop: StopStrings | None, device, *, toget
         yield out, [stop.cut(text) for text in texts] if stop else texts
 
 
-def score_questions(model, enc, questions: list[Question], prompts, stop, device, *, n_samples: int, **settings):
+def score_questions(model, enc, questions: list[Question], prompts, template, device, *, n_samples: int, **settings):
     """Put `questions` to the model as `prompts` (ids). Yields for each question its counts of completions, {"n",
     "strict", "flexible", "formatted", "finished"}, and their texts. strict: the marker must be there (RL's reward);
     flexible: else the last number counts, too (the headline, as the paper's); formatted: a marker states an answer;
-    finished: ended by end-of-text or a stop string. `settings`: of `sample_texts`."""
-    left = iter(questions)
+    finished: ended by end-of-text or a stop string of the `template`. `settings`: of `sample_texts`."""
+    left, stop = iter(questions), StopStrings(enc, template.stops)
     for out, texts in sample_texts(model, enc, prompts, stop, device, n_samples=n_samples, **settings):
         finished = out.finished.view(-1, n_samples).sum(1).tolist()
         for i, ended in enumerate(finished):
@@ -78,9 +79,9 @@ def score_questions(model, enc, questions: list[Question], prompts, stop, device
             yield (
                 {
                     "n": n_samples,
-                    "strict": sum(int(reward(text, gold)) for text in mine),
-                    "flexible": sum(int(reward_flexible(text, gold)) for text in mine),
-                    "formatted": sum(extract_answer(text) is not None for text in mine),
+                    "strict": sum(int(reward(text, gold, template)) for text in mine),
+                    "flexible": sum(int(reward_flexible(text, gold, template)) for text in mine),
+                    "formatted": sum(extract_answer(text, marker=template.marker) is not None for text in mine),
                     "finished": ended,
                 },
                 mine,
@@ -145,8 +146,7 @@ class Validation:
     def answers(self, count: int | None = None) -> Iterator:
         """(counts, [text]) of the first `count` questions, or of all."""
         questions, prompts = self.questions[:count], self.prompts[:count]
-        stop = StopStrings(self.enc, self.template.stops)
-        return score_questions(self.model, self.enc, questions, prompts, stop, self.device, **self.sampling)
+        return score_questions(self.model, self.enc, questions, prompts, self.template, self.device, **self.sampling)
 
     def scores(self) -> dict:
         rows = [counts for counts, _ in self.answers()]
@@ -157,15 +157,14 @@ class Validation:
 
     def samples(self, count: int = 3) -> list[dict]:
         """Rows of samples.jsonl for the first questions."""
-        return [
-            sample_row(format_prompt(question, self.template), text, question.answer, reward(text, question.answer))
-            for question, (_, [text]) in zip(self.questions, self.answers(count), strict=False)
-        ]
+        answered, template = zip(self.questions, self.answers(count), strict=False), self.template
+        rows = [(format_prompt(q, template), text, q.answer) for q, (_, [text]) in answered]
+        return [sample_row(*row, reward(*row[1:], template), template) for row in rows]
 
 
-def sample_row(prompt: str, completion: str, gold: str, score: float) -> dict:
+def sample_row(prompt: str, completion: str, gold: str, score: float, template: Template) -> dict:
     """What samples.jsonl keeps of a completion, for people."""
-    extracted = extract_answer(completion)
+    extracted = extract_answer(completion, marker=template.marker)
     return {"prompt": prompt, "completion": completion, "extracted": extracted, "gold": gold, "reward": score}
 
 

@@ -162,7 +162,7 @@ def test_synchronise_by_hand():
 def test_parallel_averaging_by_hand(ok, world, tmp_path, monkeypatch, sync_every, steps):
     """Written out here with torch's AdamW: from theta one GRPO step and one SFT step, each with its own clip and
     moments, then half of each; with H = 2 both sides take two local steps between, rollouts from the RL side."""
-    monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))  # a signal at once
+    monkeypatch.setattr("train_rl.reward", lambda text, *_: float(sum(map(ord, text)) % 2))  # a signal at once
     init = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7))
     out = tmp_path / "run"
     flags = (
@@ -248,7 +248,7 @@ def test_parallel_refuses(refused, world, base, tmp_path, flags, words):
 def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch):
     """One step from the same start. Sum: AdamW's first step on the summed gradients; alternate: an SFT step, then an RL
     step whose rollouts come from the weights after it."""
-    monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))
+    monkeypatch.setattr("train_rl.reward", lambda text, *_: float(sum(map(ord, text)) % 2))
     init = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7))
     questions = load_questions(world, "gsm", "train")
     prompts = [[EOT, *BYTES.encode_ordinary(f"Q: {q.problem}\nA:")] for q in questions]

@@ -11,7 +11,8 @@ from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, 
 
 import train_rl
 from common import Device, make_optimizer
-from data.math_qa import load_questions, template_for
+from data.math_qa import Question, load_questions, template_for
+from data.pass_at_k import sample_texts
 from train_rl import (
     Batch,
     group_advantages,
@@ -320,6 +321,21 @@ def test_hits_count_right_answers_under_a_shaped_reward(world, monkeypatch):
         shaped = dataclasses.replace(batch, rewards=rewards, texts=["#### 5", "#### 6", "no", " #### 5", "", "5"])
         shaped.gold = ["5"] * 6
         assert train_rl.rollout_metrics(shaped, 3)["reward/hits"] == 2
+
+
+def test_the_marker_of_the_task_decides_the_reward(monkeypatch):
+    """13 behind a `####`: right of a task with that marker, no answer of one with boxes."""
+
+    def sampled(*args, **settings):
+        return [(out, ["#### 13"] * 3) for out, _ in sample_texts(*args, **settings)]
+
+    monkeypatch.setattr(train_rl, "sample_texts", sampled)
+    questions = [Question("q", "?", [], "13", "")]
+    for task, right, stated in (("gsm8k", 1, "13"), ("math", 0, None)):
+        batch = rollout(tiny_model(8), BYTES, questions, [[EOT, 1]], [0], 0, settings(task=task), CPU)
+        metrics, [row] = train_rl.rollout_metrics(batch, 3), train_rl.samples_to_read(batch, 3, BYTES)
+        assert batch.rewards.tolist() == [right] * 3 and metrics["reward/hits"] == 3 * right
+        assert metrics["completion/parse_failure"] == 1 - right and row["extracted"] == stated
 
 
 def test_rollouts_of_two_steps_differ(world):

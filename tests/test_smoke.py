@@ -82,7 +82,7 @@ ENTRIES = {
 def test_resume_is_bit_for_bit(ok, world, base, tmp_path, monkeypatch, name):
     """6 steps equal 2 steps, resume, 4 steps: weights, optimizer, counters, metrics. A reward that is a coin on the
     text gives RL a signal from the first step; warm-up and the schedule cross the border."""
-    monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))
+    monkeypatch.setattr("train_rl.reward", lambda text, *_: float(sum(map(ord, text)) % 2))
     flags = ["--data", world, "--steps", "6", "--save-every", "2", "--warmup-steps", "3", *ENTRIES[name]]
     flags += [] if name == "train_pretrain" else ["--init", base]
     ok(name, *flags, "--out", tmp_path / "whole")

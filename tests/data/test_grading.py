@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.grading import answers_equal, boxed_answer, extract_answer, parse_number, reward, reward_flexible
+from data.grading import answers_equal, boxed_answer, extract_answer, parse_number
+from data.math_qa import reward, reward_flexible
 
 REAL_DATA = os.environ.get("REAL_DATA")
 

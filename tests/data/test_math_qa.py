@@ -299,6 +299,34 @@ def test_real_files(task, split, n):
         assert reward(format_target(q, q.solutions[0], template), q.answer) == 1.0, q.qid
 
 
+BY_MARKER = [  # completion; strict, flexible with the marker "####"; with the marker "boxed"
+    ("#### 5\n\\boxed{7}", (1, 1), (0, 0)),
+    ("#### 7\n\\boxed{5}", (0, 0), (1, 1)),
+    ("#### 5", (1, 1), (0, 1)),  # the last number
+    ("#### 5\n7", (1, 1), (0, 0)),
+    (r"\boxed{5}", (1, 1), (1, 1)),
+    (r"\boxed{7} no, \boxed{5}", (1, 1), (1, 1)),
+    (r"\boxed{5} no, \boxed{7", (1, 1), (1, 1)),  # never closed
+    (r"\boxed{5", (0, 1), (0, 1)),
+    ("so 5", (0, 1), (0, 1)),
+    ("", (0, 0), (0, 0)),
+]
+
+
+@pytest.mark.parametrize("completion, by_hashes, by_box", BY_MARKER)
+def test_the_marker_of_the_template_decides(completion, by_hashes, by_box):
+    for names, scores in ((("world", "gsm8k", "svamp"), by_hashes), (("boxed", "math", "openmath"), by_box)):
+        for name in names:
+            for template in (name, template_for(name)):
+                assert (reward(completion, "5", template), reward_flexible(completion, "5", template)) == scores
+    assert reward(completion, "5") == by_hashes[0]  # the world's
+
+
+def test_an_unknown_template_is_refused():
+    with pytest.raises(UserError, match="'boxes': unknown; give one of"):
+        reward("#### 5", "5", "boxes")
+
+
 def test_command_line(tmp_path, monkeypatch, capsys):
     rows = [{"completion": "#### 5", "gold": "5"}, {"completion": "so 5", "gold": 5}]
     path = write(tmp_path / "c.jsonl", rows)
@@ -306,6 +334,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     run(main)
     printed = capsys.readouterr().out
     assert "exact_match_strict 0.5000 | exact_match_flexible 1.0000 | parse_failure 0.5000" in printed
+    monkeypatch.setattr(sys, "argv", ["math_qa", "score", str(path), "--template", "boxed"])
+    run(main)
+    assert "exact_match_strict 0.0000 | exact_match_flexible 1.0000 | parse_failure 1.0000" in capsys.readouterr().out
     write(path, [*rows, {"completion": 3, "gold": "5"}])
     with pytest.raises(SystemExit) as stop:
         run(main)

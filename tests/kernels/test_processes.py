@@ -166,7 +166,7 @@ import importlib, sys
 import torch
 import model, train_rl
 model.PRESETS["tiny"] = model.GPTConfig(n_layer=1, n_head=2, n_kv_head=1, n_embd=64, n_hidden=64)
-train_rl.reward = lambda text, gold: float(sum(map(ord, text)) % 2)  # a coin: a signal from the first step
+train_rl.reward = lambda text, *_: float(sum(map(ord, text)) % 2)  # a coin: a signal from the first step
 adamw = torch.optim.AdamW  # whose eps 1e-8 makes a whole step of the rounding noise of a gradient that cancels to zero
 torch.optim.AdamW = lambda *args, **kwargs: adamw(*args, **{**kwargs, "eps": 1e-4})
 name = sys.argv[0] = sys.argv.pop(1)
