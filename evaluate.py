@@ -24,16 +24,19 @@ from data.checkpoints import parent_of
 from data.files import write_json, write_jsonl
 from data.math_qa import (
     TASKS,
+    TEMPLATES,
     encode_prompts,
     extract_answer,
     few_shot_prefixes,
     format_prompt,
     guess_floor,
     load_questions,
+    paper_exemplars,
     reward,
     template_for,
 )
 from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, score_questions
+from data.resume import given_flags
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
@@ -43,16 +46,24 @@ from stage import (
     WORLD,
     add_system_args,
     check_numbers,
+    check_preset,
     describe_model,
     need_flags,
+    preset_values,
     world_if_absent,
 )
 
+PAPER = dict(tasks=["gsm8k", *REAL_TASKS], n_samples=32, k=[1, 8, 32], temperature=0.6, top_p=0.95)
+PAPER |= dict(max_new_tokens=1024, bench_limit=1000, split="test")
+MATH = PAPER | dict(tasks=["math", *REAL_TASKS])
+PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH, "paper-sft-rl": PAPER, "paper-gold": PAPER}
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw, words = argparse.RawDescriptionHelpFormatter, "and the template that suits the checkpoint: base or trained"
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
+    p.add_argument("--preset", default="laptop", choices=list(PRESETS), help=f"defaults of the flags below, {words}")
     add = p.add_argument_group("Input and output").add_argument
     add("--ckpt", metavar="CKPT", help="what is scored")
     folder = "world or prepared folder; real sets come from it or $REAL_DATA"
@@ -63,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", help=tasks)
     add("--split", default="test", choices=["train", "val", "test"], help="of the questions; benchmarks have one")
     add("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
+    add("--bench-limit", type=int, help="first N items of each benchmark; default: --limit")
     add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     add = p.add_argument_group("Sampling").add_argument
@@ -74,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add("--n-shot", type=int, default=0, help="worked exemplars from the training questions before each question")
     add("--shot-seed", type=int, default=17, help="draws the exemplars; 17: the first to leave room in the world")
     add("--shot-task", help="take the exemplars from this question set; default: the task's own")
-    add("--template", help="prompt template: world | gsm8k | boxed; default: the task's own")
+    add("--template", choices=list(TEMPLATES), help="of the prompts; default: the task's own")
     together = "questions sampled together: memory and speed only"
     add("--prompts-per-batch", type=int, default=64, help=together)
     add_system_args(p)
@@ -82,8 +94,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    need_flags(parser())
-    args = parser().parse_args()
+    p = parser()
+    need_flags(p)
+    p.set_defaults(**PRESETS[p.parse_args().preset])
+    args = p.parse_args()
     if args.ckpt is None:
         raise UserError("--ckpt is missing: give the checkpoint to score, a ckpt_*.pt file that a training stage wrote")
     check_numbers(args)
@@ -108,9 +122,12 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
     questions = load_questions(args.data, task, args.split)[: args.limit or None]
     template = template_for(args.template or task)
     train = load_questions(args.data, task, "train") if task != "svamp" else []
-    exemplars = load_questions(args.data, args.shot_task, "train") if args.shot_task else train
-    shots = few_shot_prefixes(questions, exemplars, args.n_shot, args.shot_seed, template) if args.n_shot else ""
-    prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots)
+    if template.turn:
+        shots = paper_exemplars(args.data, args.n_shot, template)
+    else:
+        exemplars = load_questions(args.data, args.shot_task, "train") if args.shot_task else train
+        shots = few_shot_prefixes(questions, exemplars, args.n_shot, args.shot_seed, template) if args.n_shot else ""
+    prefix, prompts = encode_prompts(enc, [format_prompt(q, template) for q in questions], shots, template.begin)
     rows, what = [prefix + prompt for prompt in prompts], f"{task} questions"
     kept = fitting(rows, args.max_new_tokens, block_size, what, args.strict_length, LEFT_OUT)
     too_long = [questions[i].qid for i in sorted({*range(len(questions))} - {*kept})]
@@ -221,6 +238,18 @@ def print_table(results: dict, args) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- what is evaluated
+def paper_prompts(args, ckpt: dict) -> None:
+    """With a preset of the paper's: 8 exemplars for a base model (a checkpoint without a parent), the boxed prompt and
+    none for what was trained further; --template and --n-shot override it."""
+    check_preset(args.preset, ckpt, args.ckpt)
+    base, given = ckpt["parent"] is None, given_flags(parser())
+    few_shot = "paper-base-math" if args.preset == "paper-math" else "paper-base"
+    if "template" not in given:
+        args.template = few_shot if base else "paper"
+    if "n_shot" not in given:
+        args.n_shot = 8 if TEMPLATES[args.template].turn else 0
+
+
 def chosen_tasks(args) -> list[str]:
     """`--tasks`, or the world's two tiers and its benchmarks as far as `--data` holds them."""
     known = (*TASKS, *WORLD_TASKS, *REAL_TASKS)
@@ -269,11 +298,12 @@ def load_reference(args, ckpt: dict, enc, device):
 def score_tasks(model, enc, tasks: list[str], args, device) -> tuple[dict, list[dict]]:
     """(results of all tasks, readable samples); every file is read before the first task is sampled."""
     files = {}
+    limit = args.limit if args.bench_limit is None else args.bench_limit
     for task in tasks:
         if task in TASKS:
             files[task] = read_task(enc, task, model.config.block_size, args)
             continue
-        files[task] = load_benchmark(task, args.data, args.split, args.limit)
+        files[task] = load_benchmark(task, args.data, args.split, limit)
         for item in files[task]:
             encode_item(enc, item, model.config.block_size)  # refuses a choice that does not fit
     results: dict = {"questions": {}, "benchmarks": {}}
@@ -300,6 +330,8 @@ def main():
     writable_dir(path.absolute().parent)
     clear_temporaries(path.parent, path.stem[:40])
     ckpt = load_checkpoint(args.ckpt)
+    if args.preset != "laptop":
+        paper_prompts(args, ckpt)
     device = setup(args)
     made = provenance(__file__, device)
     used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used")}

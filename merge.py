@@ -10,7 +10,9 @@ local step of each side, rollouts come from the RL side, moments persist.
 `--average A.pt B.pt --weights ...`: the weighted mean of finished checkpoints of the same parent and shape. The parent
 itself may be one of them: `--average BASE A B --weights -1 1 1` adds what both learned (task arithmetic).
 
-`--combine` has two ablations on one set of weights: alternating steps, and one optimizer on the summed loss.
+`--combine` has what the paper tried beside it, on one set of weights: `alternate`, N SFT steps and an RL step in turn
+(`--sft-steps 20`; its curriculum: `--sft-steps 200 --sft-fewer 1`), and `sum`, one optimizer on RL's loss plus w times
+SFT's (`--weights 1 w`).
 
 The objectives are imported from the stages that define them; see train_rl.py and train_sft.py for the formulas.
 
@@ -45,7 +47,7 @@ from data.checkpoints import parent_of, restore_optimizer, weights_hash
 from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from data.resume import given_flags
-from stage import Run, add_system_args, add_training_args, load_start, parse
+from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 from train_rl import (
     add_rl_args,
     check_rl_args,
@@ -59,8 +61,11 @@ from train_rl import (
 from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradient
 
 PAPER = dict(lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512)
-PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", prompts_per_batch=8)
-PRESETS = {"laptop": {}, "paper": PAPER}
+PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", save_every=100)
+PAPER |= dict(max_prompt_tokens=512, max_target_tokens=512, task="openmath", template="paper")
+PAPER |= dict(micro_batch_size=16, prompts_per_batch=8)
+PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": PAPER | dict(group_size=64)}  # not in the paper: MATH, Gold
+PRESETS |= {"paper-gold": PAPER | dict(gold=True)}
 
 SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
 SHOWN |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}
@@ -68,15 +73,20 @@ SHOWN |= {"lr": "train/lr:.1e", "tok/s": "perf/tok_per_sec:,.0f", **VALIDATION_S
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     finished = "merge these finished checkpoints; --out is then a file"
     p.add_argument("--average", nargs="+", metavar="CKPT", help=finished)
     p.add_argument("--weights", type=float, nargs="+", help="of RL and SFT, or of the --average files; default: equal")
     between = "steps between averagings; must divide --steps"
     p.add_argument("--sync-every", type=int, default=1, metavar="H", help=between)
-    how = "average (the method) | alternate: an SFT step, then an RL step | sum: one optimizer step on both losses"
+    how = "average (the method) | alternate: SFT steps, then an RL step | sum: one optimizer step on both losses"
     p.add_argument("--combine", default="average", choices=["average", "alternate", "sum"], help=how)
+    many = "SFT steps before each RL step, with --combine alternate (the paper tried 20)"
+    p.add_argument("--sft-steps", type=int, default=1, metavar="N", help=many)
+    fewer = "how many fewer they are at each next step, until none is left (its curriculum: 200 and 1)"
+    p.add_argument("--sft-fewer", type=int, default=0, metavar="D", help=fewer)
     p.add_argument("--sft-lr", type=float, help="rate of the SFT side, 3e-4; --lr is the RL side's")
     add_training_args(p, steps=48, lr=3e-4)
     add_rl_args(p)
@@ -104,17 +114,21 @@ def parse_args():
         return args, None
     args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "combine"))
     check_rl_args(args)
-    idle = given_flags(parser()) & {"weights", "sync_every"}
+    idle = given_flags(parser()) & ({"sync_every"} if args.combine == "sum" else {"weights", "sync_every"})
     if args.combine != "average" and idle:
-        raise UserError(f"--combine {args.combine} averages nothing: drop --weights and --sync-every")
+        raise UserError(f"--combine {args.combine} averages nothing: drop --{sorted(idle)[0].replace('_', '-')}")
+    if args.combine != "alternate" and (args.sft_steps, args.sft_fewer) != (1, 0):
+        raise UserError(f"--sft-steps and --sft-fewer are for --combine alternate, not {args.combine}; drop them")
     if args.combine == "sum" and args.sft_lr not in (None, args.lr):
         raise UserError(f"--sft-lr {args.sft_lr:g}: --combine sum takes one step, at --lr {args.lr:g}; drop --sft-lr")
     args.sft_lr = args.lr if args.combine == "sum" else 3e-4 if args.sft_lr is None else args.sft_lr
-    args.weights = args.weights or [0.5, 0.5]
+    args.weights = args.weights or ([1.0, 1.0] if args.combine == "sum" else [0.5, 0.5])
     if not all(map(math.isfinite, args.weights)):
         raise UserError(f"--weights {args.weights}: numbers are needed")
     if len(args.weights) != 2:
         raise UserError(f"{len(args.weights)} --weights: parallel averaging needs two, of RL and of SFT")
+    if args.combine == "sum" and args.weights[0] != 1:
+        raise UserError(f"--weights {args.weights} with --combine sum: RL's is 1, SFT's is in proportion; change them")
     if args.combine == "sum" and args.updates_per_batch > 1:
         raise UserError("--combine sum takes one step on both gradients; it needs --updates-per-batch 1")
     saves = [*args.save_at, *([args.save_every] if args.save_every else [])]
@@ -136,6 +150,17 @@ def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
             mean += rest * anchor[name]
         for target in (a, b, anchor[name]):
             target.copy_(mean)
+
+
+def sft_steps_before(step: int, args) -> int:
+    """SFT steps in all before this step: --sft-steps at step 0, --sft-fewer less at each next, never below none."""
+    return sum(max(0, args.sft_steps - args.sft_fewer * before) for before in range(step))
+
+
+def scale_gradients(model, weight: float) -> None:
+    for p in model.parameters():
+        if weight != 1 and p.grad is not None:
+            p.grad *= weight
 
 
 def shapes(ckpt: dict) -> dict:
@@ -196,13 +221,14 @@ def train(args, ckpt: dict | None) -> None:
     """Parallel averaging, or with `--combine` its two ablations, from a checkpoint."""
     device = setup(args)
     rl_side, enc, questions, start = load_start(args, ckpt, device)
-    template = template_for(args.task)
+    template = template_for(args.template or args.task)
     sft_side = copy.deepcopy(rl_side) if args.combine == "average" else rl_side
     anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
     prompts = question_prompts(enc, questions, template)
     examples = load_examples(enc, questions, template, args.gold)
-    examples = fitting_examples(examples, rl_side.config.block_size, args.strict_length)
-    kept = fitting(prompts, args.max_new_tokens, rl_side.config.block_size, "questions", args.strict_length)
+    examples = fitting_examples(examples, rl_side.config.block_size, args)
+    room, limit = (args.max_new_tokens, rl_side.config.block_size), dict(longest=args.max_prompt_tokens)
+    kept = fitting(prompts, *room, "questions", args.strict_length, **limit)
     questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
     stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
@@ -225,13 +251,18 @@ def train(args, ckpt: dict | None) -> None:
         began = time.time()
         set_lr(rl_optimizer, lr := lr_at(step, args, args.lr, "constant"))
         set_lr(sft_optimizer, lr_at(step, args, args.sft_lr, "constant"))
-        pairs = [examples[i] for i in draw(len(examples), args.batch_size, step, args.seed + 1)]
-        stats = sft_gradient(sft_side, pairs, args, device)
-        check_finite(stats["loss"], step + 1, args.out)
-        metrics = {"sft/loss": stats["loss"]}
-        if args.combine != "sum":  # there the gradient waits for RL's, and grpo_step takes one step on both
-            norm = step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out)  # theta_B
-            metrics["sft/grad_norm"] = norm
+        trained, metrics = 0, {"sft/loss": None, "sft/grad_norm": None}
+        for k in range(sft_steps_before(step, args), sft_steps_before(step + 1, args)):
+            pairs = [examples[i] for i in draw(len(examples), args.batch_size, k, args.seed + 1)]
+            stats = sft_gradient(sft_side, pairs, args, device)
+            check_finite(stats["loss"], step + 1, args.out)
+            trained += stats["tokens"]
+            metrics["sft/loss"] = stats["loss"]
+            if args.combine == "sum":  # the gradient waits for RL's, and grpo_step takes one step on both
+                scale_gradients(sft_side, args.weights[1])
+            else:
+                norm = step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out)  # theta_B
+                metrics["sft/grad_norm"] = norm
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
         batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device, stop)
         metrics |= rollout_metrics(batch, args.group_size)
@@ -242,7 +273,7 @@ def train(args, ckpt: dict | None) -> None:
         seconds = time.time() - began
         signal |= metrics["reward/frac_zero_std_groups"] < 1
         metrics |= {"train/lr": lr, "train/updates": done * args.updates_per_batch, "perf/step_ms": 1e3 * seconds}
-        metrics |= {"perf/tok_per_sec": (metrics["completion/tokens"] + stats["tokens"]) / seconds}
+        metrics |= {"perf/tok_per_sec": (metrics["completion/tokens"] + trained) / seconds}
         metrics |= validation.scores() if validation.due(done) else {}
         out.log(done, SHOWN, metrics)
         if out.samples_due(done):

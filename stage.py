@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -35,8 +36,8 @@ from data.checkpoints import (
     save_checkpoint,
     step_of,
 )
-from data.files import UserError, read_jsonl, write_json, write_jsonl
-from data.math_qa import load_questions
+from data.files import UserError, field, read_jsonl, write_json, write_jsonl
+from data.math_qa import TEMPLATES, load_questions
 from data.pass_at_k import readable
 from data.resume import given_flags, note_changes, note_data, resume, seen_from
 from data.tokenizer import check_tokenizer, folder_tokenizer
@@ -45,9 +46,9 @@ from model import load_model
 WORLD = "data/world"  # the default of --data
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"
 COUNTS = """steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size
-eval_questions""".split()
+sft_steps eval_questions""".split()
 NOT_NEGATIVE = """lr sft_lr weight_decay grad_clip kl_coef z_loss clip_low clip_high n_questions save_every eval_every
-sample_every limit n_shot warmup_steps threads""".split()
+sample_every limit bench_limit n_shot warmup_steps threads max_prompt_tokens max_target_tokens sft_fewer""".split()
 
 
 @dataclass
@@ -81,7 +82,9 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     if not pretrain:
         add("--init", metavar="CKPT", help="start a new run from these weights")
         add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
+        add("--template", choices=list(TEMPLATES), help="of prompts and solutions; default: the task's own")
         add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
+        add("--max-prompt-tokens", type=int, default=0, help="leave out longer prompts; 0 = what fits the context")
         add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     last = "go on with the run that wrote this file, or with a run folder's last one, under its own settings"
     add("--resume", metavar="CKPT|DIR", help=last)
@@ -112,7 +115,7 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     if args.resume:
         args, ckpt = resume(p, args, script, fixed)
     elif presets:
-        p.set_defaults(**presets[args.preset])
+        p.set_defaults(**presets.get(args.preset, {}))
         args = p.parse_args()
     if not ckpt and getattr(args, "init", "") is None:
         raise UserError("--init is missing: give a checkpoint to start from, or --resume CKPT to go on with a run")
@@ -125,6 +128,32 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     check_numbers(args)
     world_if_absent(args.data)
     return args, ckpt
+
+
+def preset_values(presets: dict) -> str:
+    """What the presets of a stage set, for the end of its --help: `paper` in full, the others as they differ."""
+
+    def flag(name: str, value) -> str:
+        if isinstance(value, bool):
+            return f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+        values = value if isinstance(value, list) else [value]
+        return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
+
+    lines, paper = [], presets["paper"]
+    for name, preset in presets.items():
+        changed = {} if preset is paper else {key: v for key, v in preset.items() if paper.get(key) != v}
+        like = "the defaults above" if not preset else "" if preset is paper else "as paper"
+        values = " ".join(flag(*item) for item in (paper if preset is paper else changed).items())
+        text = f"--preset {name}: {', but '.join(part for part in (like, values) if part)}"
+        lines.append(textwrap.fill(text, 110, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)
+
+
+def check_preset(preset: str, ckpt: dict, path: str) -> None:
+    """Refuse a preset of the paper's for a checkpoint of the synthetic world, whose tokens spell no real question."""
+    if preset.startswith("paper") and field(ckpt["tokenizer"], "name", str, path) == "world":
+        what = f"--preset {preset} asks real questions, and {path} has the synthetic world's tokenizer"
+        raise UserError(f"{what}; give a checkpoint with a real one (docs/paper_scale.md), or drop --preset")
 
 
 def need_flags(p: argparse.ArgumentParser) -> None:
@@ -165,6 +194,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     """(model, tokenizer, training questions, Start) of a post-training run; `choose`: see train_rl.py."""
     path = args.resume or args.init
     source = ckpt or load_checkpoint(path)
+    check_preset(args.preset, source, path)
     enc = folder_tokenizer(args.data)
     check_tokenizer(enc, source["tokenizer"], path)
     model = load_model(source, path, device.device, args.kernels)

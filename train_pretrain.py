@@ -5,15 +5,13 @@ Objective, over all target tokens n of a step (all micro-batches):
     loss = -1/n sum log p(x_t | x_<t)  +  z_loss * 1/n sum (log sum_v exp logit_v)^2
 AdamW, linear warm-up, cosine to 10 % of the peak, global gradient clip.
 
-Departures from the paper: (1) the default is the laptop world (a 1M model, 8M tokens); `--preset olmo2-1b` with the
-flags below is the paper's run; (2) checkpoints are log-spaced by default, the paper keeps one every 1000 steps;
+Departures from the paper: (1) the default is the laptop world (a 1M model, 8M tokens); `--preset paper` is the
+paper's run; (2) checkpoints are log-spaced by default, the paper keeps one every 1000 steps;
 (3) tokens see their own document alone; in the paper's stack they see the whole window (`--no-document-mask`).
 
     python -m data.world --out data/world                      # once, under a minute
     python train_pretrain.py --out runs/base                   # 8M tokens, about 20 minutes on 2 slow cores
-    python train_pretrain.py --data data/dolmino --preset olmo2-1b --block-size 4096 --batch-tokens 2097152 \\
-        --steps 23842 --lr 4e-4 --warmup-steps 477 --z-loss 1e-5 --no-document-mask --micro-batch-size 4 \\
-        --save-every 1000 --seed 6198 --out runs/1b
+    python train_pretrain.py --data data/dolmino --preset paper --out runs/1b
 """
 
 import argparse
@@ -27,18 +25,24 @@ from data.checkpoints import restore_optimizer
 from data.resume import note_data
 from data.tokenizer import check_tokenizer, folder_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
-from model import PRESETS, build_model, load_model
-from stage import Run, Start, add_system_args, add_training_args, parse, sixth
+from model import PRESETS as SHAPES
+from model import build_model, load_model
+from stage import Run, Start, add_system_args, add_training_args, parse, preset_values, sixth
+
+PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, warmup_steps=477, z_loss=1e-5)
+PAPER |= dict(document_mask=False, micro_batch_size=4, save_every=1000, seed=6198)
+PRESETS = {"paper": PAPER, "paper-math": PAPER | dict(steps=28_610)}  # 60B tokens; other presets are shapes alone
 
 SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
 SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f"}
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
     add_training_args(p, steps=6400, lr=2.5e-3, pretrain=True)
     add = p.add_argument_group("Model and data").add_argument
-    add("--preset", default="world", choices=list(PRESETS), help="model shape")
+    add("--preset", default="world", choices=[*SHAPES, *PRESETS], help="model shape; paper: its shape and settings")
     add("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
     add("--block-size", type=int, default=640, help="window in tokens")
     add("--batch-tokens", type=int, default=1280, help="tokens of one optimizer step, all micro-batches")
@@ -55,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    args, ckpt = parse(parser(), __file__, fixed=("preset", "steps"))
+    args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "steps"))
     if args.batch_tokens < args.block_size:
         raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
     if not ckpt and args.save_tokens and (args.save_at or args.save_every):
@@ -99,7 +103,8 @@ def new_or_resumed(args, ckpt: dict | None, enc, identity: dict, device):
         note_data(ckpt, identity)
         model = load_model(ckpt, args.resume, device.device, args.kernels)
         return model, Start(ckpt["step"], ckpt["tokens"], ckpt["tokenizer"], None, identity, ckpt["config"])
-    model = build_model(args.preset, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
+    shape = "olmo2-1b" if args.preset in PRESETS else args.preset
+    model = build_model(shape, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
     model.impl = args.kernels
     return model, Start(0, 0, tokenizer_id(enc), None, identity, {})
 

@@ -16,7 +16,7 @@ end-of-text alone, as in the paper); (3) laptop defaults; `--preset paper` holds
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
     python train_rl.py --init runs/base/ckpt_006400.pt --out runs/rl                       # laptop, about 2 minutes
-    python train_rl.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper --out runs/1b_rl
+    python train_rl.py --init runs/1b/ckpt_010000.pt --data data/omi2 --preset paper --out runs/1b_rl
 """
 
 import argparse
@@ -42,11 +42,14 @@ from data.checkpoints import restore_optimizer, weights_hash
 from data.math_qa import Template, draw, extract_answer, question_prompts, reward, stop_strings, template_for
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.tokenizer import decode
-from stage import Run, add_system_args, add_training_args, load_start, parse
+from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
-PAPER |= dict(kl_coef=1e-3, max_new_tokens=2048, weight_decay=0.01, stop="eos", prompts_per_batch=4)
-PRESETS = {"laptop": {}, "paper": PAPER}
+PAPER |= dict(kl_coef=1e-3, max_prompt_tokens=1024, max_new_tokens=2048, weight_decay=0.01, stop="eos")
+PAPER |= dict(task="openmath", template="paper", save_every=200, prompts_per_batch=4, micro_batch_size=16)
+AFTER_SFT = PAPER | dict(lr=4e-5, kl_coef=0.0, updates_per_batch=1, max_prompt_tokens=512, max_new_tokens=512)
+PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": PAPER | dict(group_size=64)}  # its 60B-MATH and 4B: 32
+PRESETS |= {"paper-sft-rl": AFTER_SFT, "paper-gold": AFTER_SFT}  # from SFT's step 2000, SFT-Gold's step 9500
 
 SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
 SHOWN |= {"loss": "train/loss:+.4f", "len": "completion/len_mean:.0f", "kl": "policy/kl:.4f"}
@@ -91,7 +94,8 @@ def check_rl_args(args) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=48, lr=1e-4)
     add_rl_args(p)
@@ -337,9 +341,11 @@ def rollout_metrics(batch: Batch, group_size: int) -> dict:
 def samples_to_read(batch: Batch, group_size: int, enc) -> list[dict]:
     """Rollouts for people: the first of the first two questions, and one that was right (if any was)."""
     second = group_size % len(batch.texts)  # the first again, where a batch is one question
-    chosen = dict.fromkeys([0, second, int(batch.rewards.argmax())])
-    rows = [(decode(enc, batch.prompts[i][1:]), batch.texts[i], batch.gold[i], batch.rewards[i].item()) for i in chosen]
-    return [sample_row(*row, batch.template) for row in rows]
+    rows = []
+    for i in dict.fromkeys([0, second, int(batch.rewards.argmax())]):
+        prompt = decode(enc, [t for t in batch.prompts[i] if t != enc.eot_token])
+        rows.append(sample_row(prompt, batch.texts[i], batch.gold[i], batch.rewards[i].item(), batch.template))
+    return rows
 
 
 def note_without_signal(first: int, metrics: dict) -> None:
@@ -357,9 +363,10 @@ def main():
         raise UserError(f"--cuda-graph on a {device.device.type}: it needs a GPU; leave it out, or give --device cuda")
     model, enc, questions, start = load_start(args, ckpt, device, choose if args.only else None)
     model.cuda_graph = args.cuda_graph
-    template = template_for(args.task)
+    template = template_for(args.template or args.task)
     prompts = question_prompts(enc, questions, template)
-    kept = fitting(prompts, args.max_new_tokens, model.config.block_size, "questions", args.strict_length)
+    room, limit = (args.max_new_tokens, model.config.block_size), dict(longest=args.max_prompt_tokens)
+    kept = fitting(prompts, *room, "questions", args.strict_length, **limit)
     questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
     stop = stop_strings(args, enc, template)
     validation = Validation(args, enc, model, device)

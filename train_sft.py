@@ -10,8 +10,7 @@ Departures from the paper: laptop defaults; `--preset paper` holds the final rec
 
     python train_sft.py --init runs/base/ckpt_006400.pt --out runs/sft            # laptop, about a minute
     python train_sft.py --init runs/base/ckpt_006400.pt --gold --out runs/sft_gold
-    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/dolmino --task openmath --preset paper \\
-        --out runs/1b_sft
+    python train_sft.py --init runs/1b/ckpt_010000.pt --data data/omi2 --preset paper --out runs/1b_sft
 """
 
 import argparse
@@ -26,12 +25,14 @@ from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from data.resume import given_flags
-from stage import Run, add_system_args, add_training_args, load_start, parse
+from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
-PRESETS = {
-    "laptop": {},
-    "paper": dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm="sum", weight_decay=0.01),
-}
+PAPER = dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm="sum", weight_decay=0.01)
+PAPER |= dict(task="openmath", template="paper", max_prompt_tokens=512, max_target_tokens=512, save_every=500)
+PAPER |= dict(micro_batch_size=16)
+MATH = PAPER | dict(lr=5e-4, max_prompt_tokens=2560, max_target_tokens=1024)  # that rate: its 60B-MATH and 4B alone
+PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH, "paper-gold": PAPER | dict(gold=True)}
+PRESETS |= {"paper-sft-rl": PAPER | dict(steps=2000)}  # what RL after SFT starts from
 
 SHOWN = {
     "loss": "train/loss:.4f",
@@ -46,13 +47,15 @@ def add_sft_args(p) -> None:
     add = p.add_argument_group("The SFT objective").add_argument
     add("--batch-size", type=int, default=64, help="examples of one optimizer step")
     every = "all solutions of a question, not the first"
+    add("--max-target-tokens", type=int, default=0, help="leave out longer solutions; 0 = what fits the context")
     add("--gold", action=argparse.BooleanOptionalAction, default=False, help=every)
     norm = "divide by the step's target tokens, or not"
     add("--sft-loss-norm", default="token", choices=["token", "sum"], help=norm)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
     p.add_argument("--preset", default="laptop", choices=list(PRESETS), help="defaults of the flags below")
     add_training_args(p, steps=240, lr=1e-3)
     add_sft_args(p)
@@ -75,9 +78,10 @@ def parse_args():
 # ------------------------------------------------------------------------------------------------------- the objective
 def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, target ids) of each training example; the target ends with end-of-text, which is trained."""
+    start = [enc.eot_token] if template.begin else []
     return [
         (
-            [enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))],
+            [*start, *enc.encode_ordinary(format_prompt(q, template))],
             [*enc.encode_ordinary(format_target(q, solution, template)), enc.eot_token],
         )
         for q in counted(questions, "tokenizing questions")
@@ -86,12 +90,17 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
     ]
 
 
-def fitting_examples(examples: list, block_size: int, strict: bool) -> list:
-    """Those that fit the context; `fitting` tells of the others."""
+def fitting_examples(examples: list, block_size: int, args) -> list:
+    """Those that fit the context and the limits of `args` on prompt and target; `fitting` tells of the others."""
     if not examples:
         raise UserError("the questions have no solutions, which SFT needs; give a file with solutions, or train_rl.py")
-    rows = [prompt + target for prompt, target in examples]
-    return [examples[i] for i in fitting(rows, 0, block_size, "examples", strict)]
+    prompts, targets = zip(*examples, strict=True)
+    sides = [(prompts, args.max_prompt_tokens, "prompts"), (targets, args.max_target_tokens, "targets")]
+    sides += [([prompt + target for prompt, target in examples], 0, "examples")]
+    kept = [set(fitting(r, 0, block_size, what, args.strict_length, longest=most)) for r, most, what in sides]
+    if not (fits := sorted(set.intersection(*kept))):
+        raise UserError("no example fits the context and the limits of its prompt and target; raise one of them")
+    return [examples[i] for i in fits]
 
 
 def sft_loss(logprobs, mask, denom) -> torch.Tensor:
@@ -121,8 +130,8 @@ def main():
     args, ckpt = parse_args()
     device = setup(args)
     model, enc, questions, start = load_start(args, ckpt, device)
-    examples = load_examples(enc, questions, template_for(args.task), args.gold)
-    examples = fitting_examples(examples, model.config.block_size, args.strict_length)
+    examples = load_examples(enc, questions, template_for(args.template or args.task), args.gold)
+    examples = fitting_examples(examples, model.config.block_size, args)
     if args.epochs and not ckpt:
         args.steps = max(1, round(args.epochs * len(examples) / args.batch_size))
     validation = Validation(args, enc, model, device, needed=args.sample_every > 0)

@@ -4,6 +4,7 @@ data/grading.py.
 
     python -m data.math_qa show gsm8k --split test --limit 2
     python -m data.math_qa prompt gsm8k --n-shot 2
+    python -m data.math_qa prompt gsm8k --template paper-base      # the paper's, of a base model
     python -m data.math_qa score completions.jsonl        # rows {"completion", "gold"}
 """
 
@@ -15,20 +16,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import tiktoken
 import torch
 
 from common import UserError, run
-from data.files import counted, read_jsonl
+from data.files import counted, read_jsonl, read_rows
 from data.grading import answers_equal, boxed_answer, clean, extract_answer, parse_number
-from data.questions import TASKS, Question, load_questions, text_of
+from data.questions import REAL_FILES, TASKS, Question, find_file, load_questions, text_of
 from data.tokenizer import token_bytes
 
 
 # ---------------------------------------------------------------- templates
 @dataclass(frozen=True)
 class Template:
-    """How a question becomes text. Exemplars are prompt + target, joined by `shot_separator` alone."""
+    """How a question becomes text. Exemplars are prompt + target, or `turn` where the tested question's prompt differs
+    from theirs, joined by `shot_separator` alone."""
 
     name: str
     prompt: str  # has {problem}
@@ -36,6 +39,8 @@ class Template:
     marker: str  # how an answer is stated: "####" (or else a box), or "boxed" (by the last box alone)
     stops: tuple[str, ...]  # a completion ends before the first of these, or at end-of-text
     shot_separator: str = ""
+    begin: bool = True  # end-of-text stands before a prompt, as before a document of pre-training
+    turn: str = ""  # has {problem} and {solution}: one exemplar
 
 
 BOXED_SENTENCE = r"Let's think step by step and output the final answer within \boxed{}."
@@ -50,6 +55,19 @@ TEMPLATES = {
         "boxed",
         (r"final answer within \boxed{}",),
         "\n\n",
+    ),
+}
+# The authors' prompts (RachitBansal/verl, scripts/create_fewshot_dataset.py and fix_chat_template_correct.py): nothing
+# before the text, every message followed by one newline, an answer ends at end-of-text alone.
+_BOX = BOXED_SENTENCE.replace("{}", "{{}}")
+_TURN = "Question: {problem}\nAnswer: {solution}\n"
+_TESTED = "Question: {problem}\nAnswer: "
+_FIELD = 'Let\'s think step by step and output the final answer after "####".'
+TEMPLATES |= {
+    "paper": Template("paper", "{problem} " + _BOX + "\n", "{solution}", "boxed", (), begin=False),
+    "paper-base": Template("paper-base", _TESTED + _FIELD + "\n", "{solution}", "####", (), begin=False, turn=_TURN),
+    "paper-base-math": Template(
+        "paper-base-math", _TESTED + _BOX + "\n", "{solution}", "boxed", (), begin=False, turn=_TURN
     ),
 }
 TASK_TEMPLATE = {
@@ -102,6 +120,23 @@ def reward_flexible(completion: str, gold: str, template: Template | str = "worl
 
 
 # ------------------------------------------------------------ few-shot prefixes
+def paper_exemplars(folder: str | os.PathLike | None, n_shot: int, template: Template) -> str:
+    """The first `n_shot` of the authors' eight exemplars: rows of GSM8K's train file, with its calculator marks, which
+    they drew by np.random.seed(42). For a boxed template the line `#### 8` reads `\\boxed{8}`."""
+    path = find_file(REAL_FILES["gsm8k"]["train"], folder)
+    rows = [row for _, row in read_rows(path, [])]
+    if not 0 <= n_shot <= 8 or len(rows) != 7473:
+        what = f"--n-shot {n_shot} of the paper's exemplars, out of {path} with {len(rows):,} rows"
+        raise UserError(f"{what}: there are 8, and they are told by their place in GSM8K's 7,473 training rows")
+    drawn = np.random.RandomState(42).choice(len(rows), 8, replace=False)[:n_shot]
+    text = ""
+    for row in (rows[i] for i in drawn):
+        work, _, answer = (part.strip() for part in row["answer"].rpartition("####"))
+        end = f"\\boxed{{{answer}}}" if template.marker == "boxed" else f"#### {answer}"
+        text += template.turn.format(problem=row["question"].strip(), solution=f"{work}\n{end}")
+    return text
+
+
 def few_shot_prefix(
     train_questions: Sequence[Question], n_shot: int, seed: int, template: Template, tested: str | None = None
 ) -> str:
@@ -138,31 +173,33 @@ def few_shot_prefixes(
 
 
 def encode_prompts(
-    enc: tiktoken.Encoding, prompts: Sequence[str], prefix: str | Sequence[str] = ""
+    enc: tiktoken.Encoding, prompts: Sequence[str], prefix: str | Sequence[str] = "", begin: bool = True
 ) -> tuple[list[int], list[list[int]]]:
     """Ids of end-of-text + prefix + prompt for each prompt, split into the part that all share and the rest of each.
-    `prefix`: of all, or one for each.
+    `prefix`: of all, or one for each. `begin`: the template's; without it no end-of-text stands in front.
 
     Whole texts are encoded, since a token may span the seam; then the longest common beginning that leaves every row
     a token is parted off, for `generate(prefix=..)`. One prompt, or an empty prefix, shares the end-of-text only.
     """
+    start = [enc.eot_token] if begin else []
     prefixes = [prefix] * len(prompts) if isinstance(prefix, str) else prefix
     texts = [before + prompt for before, prompt in zip(prefixes, prompts, strict=True)]
-    rows = [[enc.eot_token, *ids] for ids in enc.encode_ordinary_batch(texts, num_threads=1)]
+    rows = [[*start, *ids] for ids in enc.encode_ordinary_batch(texts, num_threads=1)]
+    shared = len(start)
     if not rows:
-        return [enc.eot_token], []
-    shared = 1
+        return start, []
     if common := os.path.commonprefix(list(set(prefixes))):
-        limit = min(min(map(len, rows)) - 1, 1 + len(enc.encode_ordinary(common)))
+        limit = min(min(map(len, rows)) - 1, shared + len(enc.encode_ordinary(common)))
         while shared < limit and all(row[shared] == rows[0][shared] for row in rows):
             shared += 1
     return rows[0][:shared], [row[shared:] for row in rows]
 
 
 def question_prompts(enc, questions, template) -> list[list[int]]:
-    """Ids of each question as a prompt, which begins with end-of-text."""
+    """Ids of each question as a prompt, which begins with end-of-text where the template says so."""
+    start = [enc.eot_token] if template.begin else []
     questions = counted(questions, "tokenizing questions")
-    return [[enc.eot_token, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
+    return [[*start, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
 
 
 def draw(n: int, count: int, step: int, seed: int) -> list[int]:
@@ -282,8 +319,11 @@ def main() -> None:
                 print("  | " + solution.replace("\n", "\n  | "))
         return
     template = template_for(args.template or args.task)
-    train = load_questions(args.data, args.task, "train") if args.n_shot else []
-    prefix = few_shot_prefix(train, args.n_shot, args.seed, template)
+    if template.turn:
+        prefix = paper_exemplars(args.data, args.n_shot, template)
+    else:
+        train = load_questions(args.data, args.task, "train") if args.n_shot else []
+        prefix = few_shot_prefix(train, args.n_shot, args.seed, template)
     for q in questions[: args.limit]:
         print(f"{prefix}{format_prompt(q, template)}\n--- stops {template.stops}, gold {q.answer}")
 

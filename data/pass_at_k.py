@@ -37,15 +37,20 @@ def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
     return 1.0 - math.prod((n_samples - n_correct - i) / (n_samples - i) for i in range(k))
 
 
-def fitting(rows, new_tokens: int, block_size: int, what: str, strict: bool, most: float = 1.0) -> list[int]:
-    """Places of those `rows` (ids) that fit the context with `new_tokens` more. The others are left out and counted in
-    a note. UserError if there are any and `strict`, if they are more than the share `most`, or if nothing fits."""
-    kept = [place for place, row in enumerate(rows) if len(row) + new_tokens <= block_size]
+def fitting(
+    rows, new_tokens: int, block_size: int, what: str, strict: bool, most: float = 1.0, longest: int = 0
+) -> list[int]:
+    """Places of those `rows` (ids) that fit the context with `new_tokens` more, and have at most `longest` ids (0: any
+    number). The others are left out and counted in a note. UserError if there are any and `strict`, if they are more
+    than the share `most`, or if nothing fits."""
+    room = block_size - new_tokens
+    kept = [place for place, row in enumerate(rows) if len(row) <= min(room, longest or room)]
     if strict or not kept:
-        check_context(rows, new_tokens, block_size)
+        check_context(rows, new_tokens, min(block_size, (longest or room) + new_tokens))
     if out := len(rows) - len(kept):
         first = min(set(range(len(rows))) - set(kept)) + 1
-        count = f"{out:,} of {len(rows):,} {what} do not fit the context of {block_size} (the first: number {first})"
+        bound = f"have over {longest} tokens" if 0 < longest < room else f"do not fit the context of {block_size}"
+        count = f"{out:,} of {len(rows):,} {what} {bound} (the first: number {first})"
         if out > most * len(rows):
             mend = "lower --n-shot or --max-new-tokens, or pre-train with a longer --block-size"
             raise UserError(f"{count}, and at most {most:.0%} may be left out of a score; {mend}")
@@ -129,9 +134,10 @@ class Validation:
         self.args, self.enc, self.model, self.device = args, enc, model, device
         if not (args.eval_every or needed):
             return
-        self.template = template_for(args.task)
+        self.template = template_for(args.template or args.task)
         self.questions = load_questions(args.data, args.task, "val")[: args.eval_questions]
-        prefix, self.prompts = encode_prompts(enc, [format_prompt(q, self.template) for q in self.questions])
+        texts = [format_prompt(q, self.template) for q in self.questions]
+        prefix, self.prompts = encode_prompts(enc, texts, begin=self.template.begin)
         rows, block_size = [prefix + prompt for prompt in self.prompts], model.config.block_size
         kept = fitting(rows, args.max_new_tokens, block_size, "validation questions", args.strict_length, LEFT_OUT)
         self.questions, self.prompts = [self.questions[i] for i in kept], [self.prompts[i] for i in kept]

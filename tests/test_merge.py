@@ -10,7 +10,7 @@ from common import Device, load_checkpoint
 from data.checkpoints import parent_of, weights_hash
 from data.math_qa import load_questions, template_for
 from train_rl import rollout
-from train_sft import load_examples
+from train_sft import load_examples, sft_gradient
 
 CPU = Device(torch.device("cpu"), torch.float32)
 PARALLEL = (
@@ -275,3 +275,34 @@ def test_combine_on_one_set_of_weights(ok, refused, world, tmp_path, monkeypatch
     flags = ("--combine", "alternate", "--weights", "1", "1")
     words = ("--combine alternate", "drop --weights")
     refused("merge", "--init", init, "--data", world, "--out", tmp_path / "no", *flags, words=words)
+
+
+def test_interleaved_and_curriculum_steps(ok, refused, world, tmp_path, monkeypatch):
+    """Two SFT steps before the first RL step, none before the second: their batches follow each other."""
+    monkeypatch.setattr("train_rl.reward", lambda text, gold: float(sum(map(ord, text)) % 2))
+    drawn = []
+    monkeypatch.setattr("merge.sft_gradient", lambda *a: drawn.append(a[1]) or sft_gradient(*a))
+    init = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7))
+    examples = load_examples(BYTES, load_questions(world, "gsm", "train"), template_for("gsm"), gold=False)
+    flags = ("--init", init, "--data", world, "--combine", "alternate", *PARALLEL, "--sft-steps", "2")
+    ok("merge", *flags, "--sft-fewer", "2", "--steps", "2", "--out", tmp_path / "curriculum")
+    assert drawn == [[examples[i] for i in merge.draw(len(examples), 5, k, 1)] for k in (0, 1)]
+    rows = read_jsonl(tmp_path / "curriculum/metrics.jsonl")
+    assert rows[0]["sft/loss"] > 0 and rows[1]["sft/loss"] is None
+    drawn.clear()
+    ok("merge", *flags, "--steps", "2", "--out", tmp_path / "interleaved")
+    assert drawn == [[examples[i] for i in merge.draw(len(examples), 5, k, 1)] for k in range(4)]
+    refused("merge", *flags[:4], "--sft-steps", "2", "--out", tmp_path / "no", words=("--combine alternate", "drop"))
+
+
+def test_summed_losses_have_weights(ok, refused, world, tmp_path, monkeypatch):
+    """Without a reward RL adds nothing, so the clipped step tells SFT's weight by its norm."""
+    monkeypatch.setattr("train_rl.reward", lambda text, gold: 0.0)
+    init, norms = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(7)), []
+    flags = ("--init", init, "--data", world, "--combine", "sum", *PARALLEL, "--grad-clip", "0", "--steps", "1")
+    for name, weights in (("one", ()), ("half", ("--weights", "1", "0.5"))):
+        ok("merge", *flags, *weights, "--sft-lr", "0.002", "--out", tmp_path / name)
+        norms.append(read_jsonl(tmp_path / name / "metrics.jsonl")[0]["train/grad_norm"])
+    assert norms[1] == pytest.approx(norms[0] / 2, rel=1e-5)
+    flags = (*flags, "--sft-lr", "0.002", "--weights", "2", "1")
+    refused("merge", *flags, "--out", tmp_path / "no", words=("RL's is 1",))

@@ -90,7 +90,7 @@ def test_epochs_keep_the_given_warmup(ok, world, base, tmp_path, flags):
 
 
 def test_preset_and_its_override(ok, world, base, tmp_path):
-    flags = ("--preset", "paper", "--steps", "1", "--batch-size", "2")
+    flags = ("--preset", "paper", "--steps", "1", "--batch-size", "2", "--task", "gsm", "--template", "world")
     ok("train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", *flags)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["lr"], config["sft_loss_norm"], config["steps"], config["batch_size"]) == (4e-5, "sum", 1, 2)

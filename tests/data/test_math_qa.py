@@ -76,7 +76,7 @@ def test_solutions_get_the_marker_of_the_template():
     assert prompt.startswith("P {b} \\frac{1}{2} Let's think step by step") and prompt.endswith(r"\boxed{}." + "\n")
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.stops])
 def test_a_run_on_completion_is_cut_to_its_own_answer(name):
     template = TEMPLATES[name]
     shots = few_shot_prefix(TRAIN, 4, 1, template)
