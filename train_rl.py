@@ -199,7 +199,7 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
     settings |= dict(together=args.prompts_per_batch)
     outs, parts = zip(*sample_texts(model, enc, [prompts[i] for i in drawn], stop, device, **settings), strict=True)
     texts, repeated = [text for part in parts for text in part], [i for i in drawn for _ in range(G)]
-    gold, template = [questions[i].answer for i in repeated], template_for(args.task)
+    gold, template = [questions[i].answer for i in repeated], template_for(args.template or args.task)
     # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer, template) for text, answer in zip(texts, gold, strict=True)])
     return Batch(

@@ -192,6 +192,15 @@ def test_evaluation_asks_base_and_trained_models_differently(tmp_path, monkeypat
 SMALL = ("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4")
 
 
+def test_the_templates_marker_decides_the_reward(ok, world, tmp_path, monkeypatch):
+    """--template of the run, not its task, says how an answer is stated."""
+    seen = []
+    monkeypatch.setattr("train_rl.reward", lambda text, gold, template: seen.append(template.name) or 0.0)
+    flags = ("--init", write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model()), "--data", world, "--steps", "1")
+    ok("train_rl", *flags, *SMALL, "--template", "boxed", "--out", tmp_path / "run")
+    assert set(seen) == {"boxed"}
+
+
 def test_limits_on_prompt_and_target(ok, refused, world, base, tmp_path):
     flags = ("--init", base, "--data", world, "--steps", "1", "--batch-size", "2")
     out = ok("train_sft", *flags, "--out", tmp_path / "a", "--max-target-tokens", "15").out
