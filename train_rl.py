@@ -15,6 +15,12 @@ those of each micro-batch, then row-weighted; (2) rollouts also end at the templ
 end-of-text alone, as in the paper); (3) laptop defaults; `--preset paper` holds the paper's values.
 A loss near 0 is normal (advantages of a group sum to 0): the curve to watch is `reward`.
 
+What it calls, for a reader who stays in this file:
+    sample_texts               completions of prompts, some prompts at a time, and their texts, cut at the stop string
+    reward(text, answer)       1.0 if the answer that the text states, by the template's marker, is right, else 0.0
+    model.completion_logprobs  (logprobs, entropy, mask), each (B, T), of completions after their prompts
+    step_with_clip             clips the gradient's global norm, takes the optimizer's step, clears the gradient
+
     python train_rl.py --init runs/base/ckpt_006400.pt --out runs/rl                       # laptop, about 2 minutes
     python train_rl.py --init runs/1b/ckpt_010000.pt --data data/omi2 --preset paper --out runs/1b_rl
 """
@@ -316,7 +322,6 @@ def update_metrics(results: list[dict], with_kl: bool) -> dict:
         "policy/entropy": mean("entropy"),
         "policy/ratio_min": min(r["ratio_min"] for r in results) if tokens else None,
         "policy/ratio_max": max(r["ratio_max"] for r in results) if tokens else None,
-        "policy/ratio_max_first_update": results[0]["ratio_max"] if results[0]["tokens"] else None,
     }
 
 

@@ -62,7 +62,7 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
         assert samples and {"step", "prompt", "completion", "extracted", "gold", "reward"} <= samples[0].keys()
         assert samples[0]["prompt"].startswith("Q: ")
     rl = read_jsonl(runs["rl"] / "metrics.jsonl")
-    assert [r["train/updates"] for r in rl] == [2, 4] and rl[0]["policy/ratio_max_first_update"] == 1.0
+    assert [r["train/updates"] for r in rl] == [2, 4]
     assert load(tmp_path / "mean.pt")["parent"]["merged"][0]["stage"] == "train_rl"
     report = json.loads((tmp_path / "mean.json").read_text())
     assert set(report["questions"]) == {"gsm", "hard"} and set(report["benchmarks"]) == {"facts", "lastword"}
