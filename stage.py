@@ -77,7 +77,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     sampled = "steps between completions to read, in samples.jsonl; 0 = with checkpoints (SFT: none)"
     decay, betas, rows = (0.1, [0.9, 0.95], 8) if pretrain else (0.01, [0.9, 0.999], 64)
     add = p.add_argument_group("Input and output").add_argument
-    add("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.tokens")
+    add("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.prepare")
     add("--out", metavar="DIR", help="run folder for checkpoints, settings and logs; default: runs/STAGE")
     if not pretrain:
         add("--init", metavar="CKPT", help="start a new run from these weights")

@@ -150,9 +150,12 @@ def read_json(path: str | os.PathLike, what: str = "JSON", kind: type = dict, me
     return value
 
 
-def read_jsonl(path: str | os.PathLike, dropped: list[str] | None = None) -> Iterator[tuple[int, dict]]:
+def read_jsonl(
+    path: str | os.PathLike, dropped: list[str] | None = None, whole: bool = False
+) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSONL file; blank lines are passed over. A line that is no object (torn, not UTF-8,
-    NUL bytes, ..) is a UserError with file and line or, where a list `dropped` is given, left out and told there."""
+    NUL bytes, ..) is a UserError with file and line or, where a list `dropped` is given, left out and told there.
+    So is the end of a packed file that is cut or damaged, unless it must be `whole`."""
     number = 0
     try:
         with open_bytes(path) as lines:
@@ -170,17 +173,25 @@ def read_jsonl(path: str | os.PathLike, dropped: list[str] | None = None) -> Ite
                     continue
                 yield number, row
     except UserError as error:
-        if dropped is None or not number:
+        if whole or dropped is None or not number:
             raise
-        dropped.append(str(error))  # a gzip file that ends early
+        dropped.append(str(error))
 
 
-def read_rows(path: str | os.PathLike, dropped: list[str] | None = None) -> Iterator[tuple[str, dict]]:
-    """(file and place, object) of a JSONL file, or of a .json file that holds an array; `dropped` as in read_jsonl."""
+def read_rows(
+    path: str | os.PathLike, dropped: list[str] | None = None, whole: bool = False
+) -> Iterator[tuple[str, dict]]:
+    """(file and place, object) of a JSONL file, of a .json file that holds an array, or of a parquet file; `dropped`
+    and `whole` as in read_jsonl."""
+    if suffix(path) == ".parquet":
+        batches = ((list(batch), zip(*batch.values(), strict=True)) for batch in read_parquet(path))
+        rows = (dict(zip(names, values, strict=True)) for names, table in batches for values in table)
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+        return
     with open_bytes(path) as file:
         is_array = suffix(path) == ".json" and file.read(1000).lstrip()[:1] == b"["
     if not is_array:
-        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path, dropped))
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path, dropped, whole))
         return
     for number, row in enumerate(read_json(path, "JSON array of objects", list), 1):
         if isinstance(row, dict):
@@ -192,12 +203,16 @@ def read_rows(path: str | os.PathLike, dropped: list[str] | None = None) -> Iter
         dropped.append(what)
 
 
-def read_parquet(path: str | os.PathLike, columns: Iterable[str], rows: int = 1000) -> Iterator[dict[str, list]]:
-    """Columns of a parquet file, `rows` at a time: {column: values}. A column that the file lacks is left out."""
+def read_parquet(
+    path: str | os.PathLike, columns: Iterable[str] | None = None, rows: int = 1000
+) -> Iterator[dict[str, list]]:
+    """Columns (None: all) of a parquet file, `rows` at a time: {column: values}. A column that the file lacks is left
+    out."""
     parquet, broken = optional("pyarrow.parquet", path), optional("pyarrow", path).ArrowException
     try:
         with parquet.ParquetFile(path) as file:
-            found = [name for name in columns if name in file.schema_arrow.names]
+            names = file.schema_arrow.names
+            found = names if columns is None else [name for name in columns if name in names]
             for batch in file.iter_batches(rows, columns=found, use_threads=False):
                 yield {name: column.to_pylist() for name, column in zip(found, batch.columns, strict=True)}
     except FileNotFoundError:

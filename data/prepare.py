@@ -1,5 +1,6 @@
 """Public files -> the files that the stages read; docs/data.md says what to fetch, and where it is found.
 
+    python -m data.prepare corpus $REAL_DATA/general --math $REAL_DATA/gsm8k/train.jsonl --out data/real
     python -m data.prepare questions OMI2/*.parquet --source gsm8k augmented_gsm8k --out data/omi2
 
 Each command is a module of its own: `add_arguments(parser)` and `main(args)`.
@@ -8,9 +9,9 @@ Each command is a module of its own: `add_arguments(parser)` and `main(args)`.
 import argparse
 
 from common import run
-from data import prepare_questions
+from data import prepare_corpus, prepare_questions
 
-COMMANDS = {"questions": prepare_questions}
+COMMANDS = {"corpus": prepare_corpus, "questions": prepare_questions}
 
 
 def main() -> None:

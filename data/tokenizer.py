@@ -181,7 +181,7 @@ def _published(name: str) -> tiktoken.Encoding:
 def folder_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
     """The tokenizer of a world or prepared folder, checked against the hash in its meta.json."""
     path = Path(folder) / "meta.json"
-    meta = read_json(path, "data folder", mend="make it with `python -m data.world` or `python -m data.tokens`")
+    meta = read_json(path, "data folder", mend="make it with `python -m data.world` or `python -m data.prepare corpus`")
     ident = field(meta, "tokenizer", dict, path)
     ranks = read_ranks(inside(folder, field(ident, "file", str, path), path))
     enc = make_encoding(field(ident, "name", str, path), ranks)
@@ -213,7 +213,7 @@ def load_tokenizer(name_or_file: str | os.PathLike = "world") -> tiktoken.Encodi
         return named_tokenizer(os.fspath(name_or_file))
     raise UserError(
         f"tokenizer {os.fspath(name_or_file)!r}: no such name or file; give world, gpt2, cl100k_base, a .tiktoken or "
-        ".bpe file, or a data folder (`python -m data.world` or `python -m data.tokens` makes one)"
+        ".bpe file, or a data folder (`python -m data.world` or `python -m data.prepare corpus` makes one)"
     )
 
 

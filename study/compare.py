@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the runs and the results")
     p.add_argument("--seeds", type=int, default=3, help="runs of each setting")
     p.add_argument("--seed", type=int, default=1, help="the first seed")
-    p.add_argument("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.tokens")
+    p.add_argument("--data", default=WORLD, metavar="DIR", help="a folder made by data.world or data.prepare")
     p.add_argument("--task", default="gsm", help=f"questions trained and asked: {' '.join(TASKS)}")
     p.add_argument("--split", default="val", choices=["val", "test"], help="of the questions asked")
     p.add_argument("--limit", type=int, default=200, help="first N questions and items of each benchmark; 0 = all")

@@ -9,7 +9,7 @@ from data.checkpoints import load_checkpoint
 from data.files import counted
 from data.math_qa import load_questions
 from data.pass_at_k import readable
-from data.tokens import prepare
+from data.prepare_corpus import prepare
 from model import GPT
 
 RL = "--prompts-per-step 2 --group-size 4 --max-new-tokens 14 --lr 0.02 --warmup-steps 0".split()
@@ -215,5 +215,5 @@ def test_slow_reading_and_tokenizing_are_counted(guesses, monkeypatch, capsys, t
     load_questions(data, "gsm", "train")
     assert "reading train.jsonl: rows 1\n" in capsys.readouterr().out
     (tmp_path / "text.txt").write_text("A line of text.\n" * 5000)
-    prepare([tmp_path / "text.txt"], tmp_path / "out", BYTES, block_size=16, val_fraction=0.5)
+    prepare({"general": [tmp_path / "text.txt"]}, tmp_path / "out", BYTES, block_size=16, val_fraction=0.5)
     assert "tokenizing general.bin: documents 1\n" in capsys.readouterr().out

@@ -1,18 +1,15 @@
-"""Token files: mixtures, exact position, validation rows, preparation.   pytest -q tests/data/test_tokens.py"""
+"""Token files: mixtures, exact position, validation rows.   pytest -q tests/data/test_tokens.py"""
 
-import gzip
 import json
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from common import UserError, run
-from data.math_qa import few_shot_prefix, load_questions, template_for
-from data.tokenizer import decode, load_tokenizer, make_encoding, save_ranks
-from data.tokens import TokenMix, load_meta, main, prepare, read_documents, read_worksheets, val_batches, write_meta
+from common import UserError
+from data.tokenizer import load_tokenizer, make_encoding, save_ranks
+from data.tokens import TokenMix, load_meta, val_batches, write_meta
 
 BYTES = make_encoding("bytes", {bytes([b]): b for b in range(256)})
 
@@ -180,156 +177,3 @@ def test_a_folder_with_another_tokenizer_file_is_refused(folder):
     save_ranks({bytes([b]): (b + 1) % 256 for b in range(256)}, folder / "tokenizer.tiktoken")
     with pytest.raises(UserError, match="meta.json"):
         load_tokenizer(folder)
-
-
-def write_sources(tmp_path):
-    texts = [f"Document {n} says é.\n" for n in range(60)]
-    with gzip.open(tmp_path / "web.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"id": n, "source": "x", "text": t}) + "\n" for n, t in enumerate(texts))
-    (tmp_path / "book.txt").write_text("To be.\n\nNot to be.\n")
-    questions = [
-        {"question": f"What is {n}+1?", "answer": f"It is <<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(80)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    return texts
-
-
-def test_prepare_writes_whole_documents_and_worksheets(tmp_path):
-    texts = write_sources(tmp_path)
-    out = tmp_path / "out"
-    meta = prepare(
-        [tmp_path / "web.jsonl.gz", tmp_path / "book.txt"],
-        out,
-        BYTES,
-        math=[tmp_path / "train.jsonl"],
-        val_fraction=0.2,
-        block_size=200,
-        seed=1,
-    )
-    assert meta["mixes"]["base"] == {"general.bin": 0.8, "math.bin": 0.2} and meta["kind"] == "text"
-    read = {name: np.fromfile(out / name, dtype="<u2").tolist() for name in meta["files"]}
-    assert all(ids[0] == 256 for ids in read.values()) and load_tokenizer(out).n_vocab == 257
-    documents = {name: decode(BYTES, ids).split("<|endoftext|>")[1:] for name, ids in read.items()}
-    general = documents["general.bin"] + [d for d in documents["val.bin"] if not d.startswith("Question")]
-    assert sorted(general) == sorted(texts + ["To be.\n\nNot to be.\n"])
-    assert 0 < len([d for d in documents["val.bin"] if d in texts]) < 30
-
-    sheets = documents["math.bin"] + [d for d in documents["val.bin"] if d.startswith("Question")]
-    train = load_questions(tmp_path / "train.jsonl", "gsm8k", "train")
-    one = {few_shot_prefix([q], 1, 0, template_for("gsm8k")) for q in train}
-    problems = [p for sheet in sheets for p in sheet.split("\n\n")[:-1]]
-    assert {p + "\n\n" for p in problems} == one
-    assert len(problems) == len(train) == 72  # the 8 validation questions stay out
-    assert max(sheet.count("Question:") for sheet in sheets) > 1
-    assert all(len(s.encode()) <= 200 for s in sheets)
-
-
-def test_worksheets_hold_one_to_ten_problems(tmp_path):
-    rows = [{"question": f"Q{n}?", "answer": f"#### {n}"} for n in range(400)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = [s.count("Question:") for s in read_worksheets(tmp_path / "train.jsonl", BYTES, 10**6, seed=0)]
-    assert sum(counts) == 360 and set(counts[:-1]) == set(range(1, 11))  # every size occurs, no other
-
-
-def test_prepare_is_idempotent_and_marks_whole_folders(tmp_path):
-    write_sources(tmp_path)
-    out = tmp_path / "out"
-    arguments = ([tmp_path / "web.jsonl.gz"], out, BYTES)
-    prepare(*arguments, val_fraction=0.3, block_size=20)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    prepare(*arguments, val_fraction=0.3, block_size=20)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    with pytest.raises(UserError, match="val.bin.*--val-fraction"):
-        prepare(*arguments, val_fraction=1e-9, block_size=20)
-    with pytest.raises(UserError, match="no such data folder"):  # the half-made folder does not pass for whole
-        load_meta(out)
-
-
-def test_long_text_files_become_several_documents(tmp_path):
-    line = "x" * 99 + "\n"
-    (tmp_path / "long.txt").write_text(line * 400)
-    pieces = list(read_documents(tmp_path / "long.txt"))
-    assert "".join(pieces) == line * 400 and len(pieces) == 3 and all(p.endswith("\n") for p in pieces)
-
-
-def test_one_very_long_line_becomes_several_documents(tmp_path):
-    line = "word " * 100_000
-    (tmp_path / "long.txt").write_text(line)
-    pieces = list(read_documents(tmp_path / "long.txt"))
-    assert "".join(pieces) == line and max(map(len, pieces)) < 33_000 and len(pieces) > 20
-
-
-def test_kinds_of_sources_by_name_in_any_case(tmp_path):
-    """Markdown, arrays, gzipped text, capitals, a byte order mark, carriage returns."""
-    row, text = json.dumps({"text": "To be."}), "To be."
-    sources = {"a.md": text, "b.TXT": text, "c.txt.gz": text, "d.JSONL": row, "e.json": f"[{row}]", "f.json": row}
-    sources |= {"g.json.gz": row, "h.JSONL.GZ": row, "i.txt": "\ufeff" + text}
-    for name, content in sources.items():
-        data = content.encode()
-        (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
-        assert list(read_documents(tmp_path / name)) == [text], name
-    (tmp_path / "dos.txt").write_bytes(b"a\r\nb\r\n")
-    assert list(read_documents(tmp_path / "dos.txt")) == ["a\nb\n"]
-
-
-def test_a_document_with_a_million_blanks_is_prepared(tmp_path):
-    rows = [{"text": "a" + " " * 1_000_000 + "b"}, *({"text": f"Document {n}."} for n in range(20))]
-    (tmp_path / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    meta = prepare([tmp_path / "blank.jsonl"], tmp_path / "out", BYTES, val_fraction=0.5, block_size=4)
-    assert sum(entry["tokens"] for entry in meta["files"].values()) == sum(len(row["text"]) + 1 for row in rows)
-
-
-def test_a_missing_source_leaves_the_prepared_folder_whole(tmp_path):
-    write_sources(tmp_path)
-    prepare([tmp_path / "web.jsonl.gz"], tmp_path / "out", BYTES, val_fraction=0.3, block_size=20)
-    for sources in ([tmp_path / "missing.txt"], [tmp_path / "web.jsonl.gz", tmp_path]):
-        with pytest.raises(UserError, match="missing.txt: no such file|cannot read it"):
-            prepare(sources, tmp_path / "out", BYTES, val_fraction=0.3, block_size=20)
-    assert load_meta(tmp_path / "out")["kind"] == "text"
-
-
-def test_odd_documents_among_many_are_left_out_and_counted(tmp_path, capsys):
-    rows = [json.dumps({"text": f"Document {n}."}) for n in range(300)]
-    (tmp_path / "web.jsonl").write_text("\n".join([*rows[:9], '{"txet": 1}', '{"text": "torn', *rows[9:]]))
-    assert len(list(read_documents(tmp_path / "web.jsonl"))) == 300
-    assert (
-        f"note: 2 of 302 rows are odd and left out; the first: {tmp_path / 'web.jsonl'}:10" in capsys.readouterr().out
-    )
-    (tmp_path / "web.jsonl").write_text("\n".join([*rows, *['{"text": 3}'] * 4]))
-    with pytest.raises(UserError, match="web.jsonl:301: .*4 of 304 rows are odd; at most 1%"):
-        list(read_documents(tmp_path / "web.jsonl"))
-
-
-def test_answers_without_solutions_make_no_worksheets(tmp_path):
-    (tmp_path / "only.jsonl").write_text('{"problem": "1+1?", "expected_answer": "2"}\n')
-    with pytest.raises(UserError, match="without solutions"):
-        list(read_worksheets(tmp_path / "only.jsonl", BYTES, 100, seed=0))
-
-
-def test_bad_sources(tmp_path):
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txet": 1}\n')
-    with pytest.raises(UserError, match="bad.jsonl:2"):
-        list(read_documents(tmp_path / "bad.jsonl"))
-    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="latin.txt"):
-        list(read_documents(tmp_path / "latin.txt"))
-    with pytest.raises(UserError, match="unknown kind"):
-        list(read_documents(tmp_path / "x.parquet"))
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="--out"):
-        prepare([tmp_path / "bad.jsonl"], tmp_path / "taken" / "sub", BYTES)
-
-
-def test_command_line(tmp_path, monkeypatch, capsys):
-    write_sources(tmp_path)
-    save_ranks(BYTES._mergeable_ranks, tmp_path / "bytes.tiktoken")
-    flags = ["--tokenizer", str(tmp_path / "bytes.tiktoken"), "--block-size", "20", "--val-fraction", "0.3"]
-    monkeypatch.setattr(sys, "argv", ["tokens", str(tmp_path / "web.jsonl.gz"), *flags, "--out", str(tmp_path / "cli")])
-    run(main)
-    assert "general.bin" in capsys.readouterr().out
-    assert TokenMix(tmp_path / "cli", "base", 20, 2, 0).batch(0).shape == (2, 21)
-    monkeypatch.setattr(sys, "argv", ["tokens", "missing.txt", *flags, "--out", str(tmp_path / "cli")])
-    with pytest.raises(SystemExit) as stop:
-        run(main)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "missing.txt" in error
