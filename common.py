@@ -7,6 +7,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import math
 import os
@@ -192,7 +193,9 @@ class Device:
 
 
 def setup(args) -> Device:
-    """Choose device, dtype and kernels (printing why), set seeds and threads."""
+    """Choose device, dtype and kernels (printing why), set seeds and threads. With --plan: print the bill and exit."""
+    if cards := vars(args).pop("plan", None):  # by name: it is no part of the code that a run is made of
+        importlib.import_module("tools.plan").show(args, cards)
     found = "cuda" if torch.cuda.is_available() else "cpu"  # mps by request alone: nothing here was tried on it
     name = found if args.device == "auto" else args.device
     if name.split(":")[0] not in {found, "cpu", *(["mps"] if torch.backends.mps.is_available() else [])}:

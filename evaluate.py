@@ -98,7 +98,7 @@ def parse_args():
     need_flags(p)
     p.set_defaults(**PRESETS[p.parse_args().preset])
     args = p.parse_args()
-    if args.ckpt is None:
+    if args.ckpt is None and not args.plan:
         raise UserError("--ckpt is missing: give the checkpoint to score, a ckpt_*.pt file that a training stage wrote")
     check_numbers(args)
     check_draw(args.temperature, args.top_p)
@@ -324,6 +324,8 @@ def score_tasks(model, enc, tasks: list[str], args, device) -> tuple[dict, list[
 
 def main():
     args = parse_args()
+    if args.plan:
+        setup(args)
     path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a .json file")

@@ -70,6 +70,8 @@ def add_system_args(p: argparse.ArgumentParser) -> None:
     add("--kernels", default="auto", choices=["auto", "triton", "torch"], help="auto = triton on a GPU, else torch")
     add("--seed", type=int, default=0, help="of weights, data order and sampling")
     add("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    bill = "print what this takes on h100x8 (or a100x4, laptop, ...: tools/plan.py): memory, hours, disk; run nothing"
+    add("--plan", nargs="?", const="h100x8", metavar="CARDS", help=bill)
 
 
 def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pretrain: bool = False) -> None:
@@ -112,12 +114,14 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     keeps for life, since changing them on the way would do nothing or mean another run."""
     need_flags(p)
     args, ckpt = p.parse_args(), None
+    if args.resume and args.plan:
+        raise UserError("--plan is for a run that has not begun; drop --resume, and give --init or a model shape")
     if args.resume:
         args, ckpt = resume(p, args, script, fixed)
     elif presets:
         p.set_defaults(**presets.get(args.preset, {}))
         args = p.parse_args()
-    if not ckpt and getattr(args, "init", "") is None:
+    if not ckpt and not args.plan and getattr(args, "init", "") is None:
         raise UserError("--init is missing: give a checkpoint to start from, or --resume CKPT to go on with a run")
     if "eval_questions" in given_flags(p) and not args.eval_every:
         raise UserError(
@@ -126,7 +130,8 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     if args.out is None:
         args.out = f"runs/{Path(script).stem.removeprefix('train_')}"
     check_numbers(args)
-    world_if_absent(args.data)
+    if not args.plan:
+        world_if_absent(args.data)
     return args, ckpt
 
 
