@@ -54,7 +54,7 @@ from stage import (
 )
 
 PAPER = dict(tasks=["gsm8k", *REAL_TASKS], n_samples=32, k=[1, 8, 32], temperature=0.6, top_p=0.95)
-PAPER |= dict(max_new_tokens=1024, bench_limit=1000, split="test")
+PAPER |= dict(max_new_tokens=1024, bench_limit=1000, split="test", prompts_per_batch=8)
 MATH = PAPER | dict(tasks=["math", *REAL_TASKS])
 PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH, "paper-sft-rl": PAPER, "paper-gold": PAPER}
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule

@@ -63,7 +63,7 @@ from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradien
 PAPER = dict(lr=1e-6, sft_lr=1e-6, steps=2200, warmup_steps=0, prompts_per_step=512, group_size=32, batch_size=512)
 PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="eos", save_every=100)
 PAPER |= dict(max_prompt_tokens=512, max_target_tokens=512, task="openmath", template="paper")
-PAPER |= dict(micro_batch_size=16, prompts_per_batch=8)
+PAPER |= dict(micro_batch_size=8, prompts_per_batch=8)
 PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": PAPER | dict(group_size=64)}  # not in the paper: MATH, Gold
 PRESETS |= {"paper-gold": PAPER | dict(gold=True)}
 

@@ -52,9 +52,10 @@ from stage import Run, add_system_args, add_training_args, load_start, parse, pr
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
 PAPER |= dict(kl_coef=1e-3, max_prompt_tokens=1024, max_new_tokens=2048, weight_decay=0.01, stop="eos")
-PAPER |= dict(task="openmath", template="paper", save_every=200, prompts_per_batch=4, micro_batch_size=16)
+PAPER |= dict(task="openmath", template="paper", save_every=200, prompts_per_batch=4, micro_batch_size=8)
 AFTER_SFT = PAPER | dict(lr=4e-5, kl_coef=0.0, updates_per_batch=1, max_prompt_tokens=512, max_new_tokens=512)
-PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": PAPER | dict(group_size=64)}  # its 60B-MATH and 4B: 32
+MATH = PAPER | dict(group_size=64, prompts_per_batch=2)  # its 60B-MATH and 4B: 32
+PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH}
 PRESETS |= {"paper-sft-rl": AFTER_SFT, "paper-gold": AFTER_SFT}  # from SFT's step 2000, SFT-Gold's step 9500
 
 SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}

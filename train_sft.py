@@ -31,6 +31,7 @@ PAPER = dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm=
 PAPER |= dict(task="openmath", template="paper", max_prompt_tokens=512, max_target_tokens=512, save_every=500)
 PAPER |= dict(micro_batch_size=16)
 MATH = PAPER | dict(lr=5e-4, max_prompt_tokens=2560, max_target_tokens=1024)  # that rate: its 60B-MATH and 4B alone
+MATH |= dict(micro_batch_size=4)
 PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH, "paper-gold": PAPER | dict(gold=True)}
 PRESETS |= {"paper-sft-rl": PAPER | dict(steps=2000)}  # what RL after SFT starts from
 

@@ -5,6 +5,7 @@ import torch
 from tiny import settings, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
+import evaluate
 import merge
 import model
 import train_pretrain
@@ -150,8 +151,16 @@ def test_the_cache(c):
 
 
 # ------------------------------------------------------------------------------------------------------- of the stages
-def bill(stage, *flags, cards: str = "h100x8"):
-    return plan.Bill(settings(stage, *flags), *plan.machine(cards))
+def bill(stage, *flags, cards: str = "h100x8", **changes):
+    return plan.Bill(settings(stage, *flags, **changes), *plan.machine(cards))
+
+
+@pytest.mark.parametrize("stage", [train_pretrain, train_rl, train_sft, merge, evaluate], ids=lambda s: s.__name__)
+def test_the_paper_fits_eight_cards_of_80_gb(stage):
+    for preset, values in stage.PRESETS.items():
+        if preset.startswith("paper"):
+            for cards in ("h100x8", "a100x8"):
+                assert bill(stage, "--preset", preset, cards=cards, **values).fits(), preset
 
 
 def test_a_run_as_it_is_told(ok, tmp_path, monkeypatch):
@@ -206,8 +215,8 @@ def test_more_cards_and_recomputation_take_less():
 
 def test_the_reference_and_the_second_side_are_counted():
     flags = ("--init", "olmo2-1b")
-    plain, kl = (bill(train_rl, *flags, "--kl-coef", x).kept() for x in ("0", "0.1"))
-    assert kl["reference"] == kl["weights"] and "reference" not in plain
+    without, kl = (bill(train_rl, *flags, "--kl-coef", x).kept() for x in ("0", "0.1"))
+    assert kl["reference"] == kl["weights"] and "reference" not in without
     both, other = bill(merge, *flags, "--weights", "0.5", "0.5").kept(), bill(merge, *flags, "--combine", "sum").kept()
     assert both["the SFT side's weights"] == both["weights"] and "the SFT side's weights" not in other
     assert both["moments, over 8"] == 2 * other["moments, over 8"]
