@@ -46,6 +46,7 @@ from common import (
 from data.checkpoints import parent_of, restore_optimizer, weights_hash
 from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
+from data.prepared import take
 from data.resume import given_flags
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 from train_rl import (
@@ -229,7 +230,7 @@ def train(args, ckpt: dict | None) -> None:
     examples = fitting_examples(examples, rl_side.config.block_size, args)
     room, limit = (args.max_new_tokens, rl_side.config.block_size), dict(longest=args.max_prompt_tokens)
     kept = fitting(prompts, *room, "questions", args.strict_length, **limit)
-    questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
+    questions, prompts = take(questions, kept), take(prompts, kept)
     stop = stop_strings(args, enc, template)
     rl_optimizer, sft_optimizer = make_optimizer(rl_side, args), make_optimizer(sft_side, args, args.sft_lr)
     if ckpt:

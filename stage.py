@@ -2,7 +2,6 @@
 they name, and the run folder."""
 
 import argparse
-import hashlib
 import json
 import math
 import shlex
@@ -37,8 +36,9 @@ from data.checkpoints import (
     step_of,
 )
 from data.files import UserError, field, read_jsonl, write_json, write_jsonl
-from data.math_qa import TEMPLATES, load_questions
+from data.math_qa import TEMPLATES
 from data.pass_at_k import readable
+from data.questions import load_questions, questions_hash
 from data.resume import given_flags, note_changes, note_data, resume, seen_from
 from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
@@ -206,8 +206,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     describe_model(model, path, source)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     questions = choose(questions, args) if choose else questions
-    rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
-    identity = {"task": args.task, "questions": len(questions), "hash": hashlib.sha256(rows.encode()).hexdigest()}
+    identity = {"task": args.task, "questions": len(questions), "hash": questions_hash(questions)}
     if ckpt:
         note_data(ckpt, identity)
     step, parent = (ckpt["step"], ckpt["parent"]) if ckpt else (0, parent_of(path, source))

@@ -47,6 +47,7 @@ from common import (
 from data.checkpoints import restore_optimizer, weights_hash
 from data.math_qa import Template, draw, extract_answer, question_prompts, reward, stop_strings, template_for
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
+from data.prepared import take
 from data.tokenizer import decode
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
@@ -373,7 +374,7 @@ def main():
     prompts = question_prompts(enc, questions, template)
     room, limit = (args.max_new_tokens, model.config.block_size), dict(longest=args.max_prompt_tokens)
     kept = fitting(prompts, *room, "questions", args.strict_length, **limit)
-    questions, prompts = [questions[i] for i in kept], [prompts[i] for i in kept]
+    questions, prompts = take(questions, kept), take(prompts, kept)
     stop = stop_strings(args, enc, template)
     validation = Validation(args, enc, model, device)
     ref = reference_model(model, args, ckpt, start)

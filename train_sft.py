@@ -16,7 +16,9 @@ Departures from the paper: laptop defaults; `--preset paper` holds the final rec
 import argparse
 import math
 import time
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from common import UserError, check_finite, lr_at, make_optimizer, run, set_lr, setup, step_with_clip
@@ -24,6 +26,7 @@ from data.checkpoints import restore_optimizer
 from data.files import counted
 from data.math_qa import draw, format_prompt, format_target, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
+from data.prepared import PreparedQuestions, example_lengths, take
 from data.resume import given_flags
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
@@ -77,8 +80,10 @@ def parse_args():
 
 
 # ------------------------------------------------------------------------------------------------------- the objective
-def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int], list[int]]]:
+def load_examples(enc, questions, template, gold: bool) -> Sequence[tuple[list[int], list[int]]]:
     """(prompt ids, target ids) of each training example; the target ends with end-of-text, which is trained."""
+    if isinstance(questions, PreparedQuestions):
+        return questions.examples(enc, template, gold)
     start = [enc.eot_token] if template.begin else []
     return [
         (
@@ -91,17 +96,18 @@ def load_examples(enc, questions, template, gold: bool) -> list[tuple[list[int],
     ]
 
 
-def fitting_examples(examples: list, block_size: int, args) -> list:
+def fitting_examples(examples: Sequence, block_size: int, args) -> Sequence:
     """Those that fit the context and the limits of `args` on prompt and target; `fitting` tells of the others."""
     if not examples:
         raise UserError("the questions have no solutions, which SFT needs; give a file with solutions, or train_rl.py")
-    prompts, targets = zip(*examples, strict=True)
+    prompts, targets = example_lengths(examples)
     sides = [(prompts, args.max_prompt_tokens, "prompts"), (targets, args.max_target_tokens, "targets")]
-    sides += [([prompt + target for prompt, target in examples], 0, "examples")]
-    kept = [set(fitting(r, 0, block_size, what, args.strict_length, longest=most)) for r, most, what in sides]
-    if not (fits := sorted(set.intersection(*kept))):
+    fits = np.zeros(len(examples), np.int8)
+    for sizes, most, what in [*sides, (prompts + targets, 0, "examples")]:
+        fits[fitting(sizes, 0, block_size, what, args.strict_length, longest=most)] += 1
+    if not len(kept := np.flatnonzero(fits == 3)):
         raise UserError("no example fits the context and the limits of its prompt and target; raise one of them")
-    return [examples[i] for i in fits]
+    return take(examples, kept)
 
 
 def sft_loss(logprobs, mask, denom) -> torch.Tensor:

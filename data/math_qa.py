@@ -23,6 +23,7 @@ import torch
 from common import UserError, run
 from data.files import counted, read_jsonl, read_rows
 from data.grading import answers_equal, boxed_answer, clean, extract_answer, parse_number
+from data.prepared import PreparedQuestions
 from data.questions import REAL_FILES, TASKS, Question, find_file, load_questions, text_of
 from data.tokenizer import token_bytes
 
@@ -195,8 +196,10 @@ def encode_prompts(
     return rows[0][:shared], [row[shared:] for row in rows]
 
 
-def question_prompts(enc, questions, template) -> list[list[int]]:
+def question_prompts(enc, questions, template) -> Sequence[list[int]]:
     """Ids of each question as a prompt, which begins with end-of-text where the template says so."""
+    if isinstance(questions, PreparedQuestions):
+        return questions.prompts(enc, template)
     start = [enc.eot_token] if template.begin else []
     questions = counted(questions, "tokenizing questions")
     return [[*start, *enc.encode_ordinary(format_prompt(q, template))] for q in questions]
@@ -205,12 +208,13 @@ def question_prompts(enc, questions, template) -> list[list[int]]:
 def draw(n: int, count: int, step: int, seed: int) -> list[int]:
     """Batch `step` of `count` items out of n: seeded permutations of range(n), one after the other, cut into batches.
     A pure function of its arguments, so that resuming needs no state."""
-    return [permutation(n, seed, position // n)[position % n] for position in range(step * count, (step + 1) * count)]
+    places = range(step * count, (step + 1) * count)
+    return [int(permutation(n, seed, place // n)[place % n]) for place in places]
 
 
 @lru_cache(maxsize=4)
-def permutation(n: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).numpy()
 
 
 # ---------------------------------------------------------------- stop strings

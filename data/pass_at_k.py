@@ -5,7 +5,9 @@ pass@k (Chen et al. 2021, eq. 1), n samples of which c are right, unbiased:  1 -
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from data.files import UserError, field, read_json
 from data.math_qa import (
@@ -20,6 +22,7 @@ from data.math_qa import (
     reward_flexible,
     template_for,
 )
+from data.prepared import lengths, take
 from data.tokenizer import decode
 from model import check_context
 
@@ -39,23 +42,24 @@ def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
 
 def fitting(
     rows, new_tokens: int, block_size: int, what: str, strict: bool, most: float = 1.0, longest: int = 0
-) -> list[int]:
-    """Places of those `rows` (ids) that fit the context with `new_tokens` more, and have at most `longest` ids (0: any
-    number). The others are left out and counted in a note. UserError if there are any and `strict`, if they are more
-    than the share `most`, or if nothing fits."""
-    room = block_size - new_tokens
-    kept = [place for place, row in enumerate(rows) if len(row) <= min(room, longest or room)]
-    if strict or not kept:
-        check_context(rows, new_tokens, min(block_size, (longest or room) + new_tokens))
+) -> Sequence[int]:
+    """Places of those `rows` (ids, or an array of their lengths) that fit the context with `new_tokens` more, and have
+    at most `longest` ids (0: any number). The others are left out and counted in a note. UserError if there are any and
+    `strict`, if they are more than the share `most`, or if nothing fits."""
+    room, sizes = block_size - new_tokens, lengths(rows)
+    fits = sizes <= min(room, longest or room)
+    kept = np.flatnonzero(fits)
+    if strict or not len(kept):  # told by the longest one's length
+        check_context([range(sizes.max())], new_tokens, min(block_size, (longest or room) + new_tokens))
     if out := len(rows) - len(kept):
-        first = min(set(range(len(rows))) - set(kept)) + 1
+        first = int(fits.argmin()) + 1
         bound = f"have over {longest} tokens" if 0 < longest < room else f"do not fit the context of {block_size}"
         count = f"{out:,} of {len(rows):,} {what} {bound} (the first: number {first})"
         if out > most * len(rows):
             mend = "lower --n-shot or --max-new-tokens, or pre-train with a longer --block-size"
             raise UserError(f"{count}, and at most {most:.0%} may be left out of a score; {mend}")
         print(f"note: {count}: left out; --strict-length refuses them", flush=True)
-    return kept
+    return kept.tolist() if isinstance(rows, list) else kept
 
 
 def sample_texts(model, enc, prompts, stop: StopStrings | None, device, *, together: int, **settings) -> Iterator:
@@ -113,7 +117,7 @@ def choose(questions: list[Question], args) -> list[Question]:
         raise UserError(f"--by {args.by} holds no whole counts of {args.task}; {mend}")
     share = {qid: c / k for qid, c, k in zip(qids, right, n, strict=True)}
     low, high = SPLITS[args.only]
-    chosen = [q for q in questions if low <= share.get(q.qid, -1.0) <= high]
+    chosen = take(questions, [i for i, q in enumerate(questions) if low <= share.get(q.qid, -1.0) <= high])
     if not chosen:
         raise UserError(f"{args.by}: none of its {len(share)} questions is {args.only}; sample more questions")
     return chosen

@@ -14,6 +14,7 @@ $REAL_DATA. Validation questions of the real sets are drawn from train with a fi
 that is returned.
 """
 
+import hashlib
 import math
 import os
 import random
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from data.files import UserError, counted, leave_out, read_rows
 from data.grading import answers_equal, boxed_answer, extract_answer, parse_number
+from data.prepared import Prepared, PreparedQuestions, is_prepared
 
 WORLD_TASKS = ("gsm", "hard")
 REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out of train where it has no file
@@ -121,9 +123,20 @@ def _read_questions(path: Path, task: str) -> list[Question]:
     return list(questions.values())
 
 
-def load_questions(path_or_folder: str | os.PathLike | None, task: str, split: str) -> list[Question]:
+def questions_hash(questions: list[Question] | PreparedQuestions) -> str:
+    """Tells training questions apart: of their texts, or of what a prepared folder was made from."""
+    if isinstance(questions, PreparedQuestions):
+        return questions.hash()
+    rows = repr([(q.problem, q.solutions, q.answer) for q in questions])
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def load_questions(
+    path_or_folder: str | os.PathLike | None, task: str, split: str
+) -> list[Question] | PreparedQuestions:
     """Questions of one task and split, in file order. `path_or_folder`: a world folder, a folder that holds the real
-    files, or one question file (then `task` says how to read its gold, and `split` is held out of it as above).
+    files, a folder made by data.prepare questions (task openmath), or one question file (then `task` says how to read
+    its gold, and `split` is held out of it as above).
 
     Rows of the same problem become one question with several solutions, or none where the file has only answers.
     UserError: no such file or split, empty file, too many odd rows (not JSON, a gold answer that cannot be parsed).
@@ -131,6 +144,10 @@ def load_questions(path_or_folder: str | os.PathLike | None, task: str, split: s
     if task not in TASKS:
         raise UserError(f"task {task!r}: unknown; give one of {', '.join(TASKS)}")
     given = Path(path_or_folder) if path_or_folder else None
+    if given and task in ("openmath", *WORLD_TASKS) and is_prepared(given):
+        if task != "openmath":
+            raise UserError(f"{given} holds prepared questions, and none of the task {task!r}; give --task openmath")
+        return Prepared(given).questions(split)
     files = {s: f"{s}.jsonl" for s in ("train", "val", "test")} if task in WORLD_TASKS else REAL_FILES[task]
     has_val = task in HELD_OUT  # its validation questions come out of the train file
     if split not in files and not (split == "val" and has_val):

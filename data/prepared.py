@@ -1,0 +1,396 @@
+"""A folder of questions made by `python -m data.prepare questions`, read from disk where it is asked for.
+
+    meta.json           {"format": 1, "kind": "questions", "tokenizer": .., "template": .., "inputs": .., "filters": ..,
+                         "columns": {name: {"rows", "size", "dtype"}}, "splits": {"train": n, "val": n}, "hash": ..}
+    tokenizer.tiktoken  the ranks
+    NAME.data, NAME.at  a column: rows of different length, one behind the other, and where each starts (int64, one more
+                        than there are rows). Of each question: problem, answer, source (UTF-8), prompt (token ids of
+                        the problem in the template), solutions (which rows of the next two are its own). Of each
+                        solution: solution (UTF-8) and target (token ids)
+    train.rows, val.rows  which questions are of that split, uint32
+Everything is little-endian and memory-mapped. 14 million solutions start in seconds and take under 1 GB.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.files import UserError, field, read_json, replacing, write_json
+
+FORMAT = 1
+MEND = "make it with `python -m data.prepare questions`"
+DTYPES = {"text": np.dtype("u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+AT = np.dtype("<i8")
+TEXTS, TOKENS = ("problem", "answer", "source", "solution"), ("prompt", "target")
+Packed = tuple[np.ndarray, bytes]  # rows one behind the other: how many values each has, and their bytes
+PIECE = 1 << 20  # rows looked at together where all are, so that what lies between stays small
+
+
+def mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """The `count` values in a file; UserError if it has another size."""
+    size = path.stat().st_size if path.is_file() else -1
+    if size != count * dtype.itemsize:
+        got = "missing" if size < 0 else f"{size} bytes"
+        raise UserError(f"{path}: {got}, but meta.json names {count * dtype.itemsize} bytes; {MEND}")
+    return np.asarray(np.memmap(path, dtype, "r")) if count else np.empty(0, dtype)  # an empty file cannot be mapped
+
+
+class Column:
+    """Rows of different length in two files. `rows`, `size`: how many rows and values."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, rows: int, size: int):
+        self.data = mapped(folder / f"{name}.data", DTYPES[dtype], size)
+        self.at = mapped(folder / f"{name}.at", AT, rows + 1)
+
+    def __len__(self) -> int:
+        return len(self.at) - 1
+
+    def row(self, i: int) -> np.ndarray:
+        return self.data[self.at[i] : self.at[i + 1]]
+
+    def text(self, i: int) -> str:
+        return self.row(i).tobytes().decode()
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Values in each of these rows: (len(rows),) int32."""
+        out = np.empty(len(rows), np.int32)
+        for i in range(0, len(rows), PIECE):
+            part = rows[i : i + PIECE].astype(np.int64)
+            out[i : i + PIECE] = self.at[part + 1] - self.at[part]
+        return out
+
+
+# ---------------------------------------------------------------- sequences that the stages use as they use lists
+class Rows(Sequence):
+    """Some `rows` of a folder, by number; item i is made from row rows[i] when it is asked for."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            return self.take(i)
+        return self.item(int(self.rows[index(i)]))
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+class Texts(Rows):
+    """Texts of a column."""
+
+    def __init__(self, column: Column, rows: np.ndarray):
+        super().__init__(rows)
+        self.column = column
+
+    def take(self, places) -> "Texts":
+        return Texts(self.column, self.rows[places])
+
+    def item(self, row: int) -> str:
+        return self.column.text(row)
+
+
+class TokenRows(Rows):
+    """Token ids of a column, each with `begin` before it and `end` behind it: lists of ints."""
+
+    def __init__(self, column: Column, rows: np.ndarray, begin: list[int], end: list[int]):
+        super().__init__(rows)
+        self.column, self.begin, self.end = column, begin, end
+
+    def take(self, places) -> "TokenRows":
+        return TokenRows(self.column, self.rows[places], self.begin, self.end)
+
+    def item(self, row: int) -> list[int]:
+        return [*self.begin, *self.column.row(row).tolist(), *self.end]
+
+    def lengths(self) -> np.ndarray:
+        return self.column.lengths(self.rows) + len(self.begin) + len(self.end)
+
+
+class Examples(Sequence):
+    """(prompt ids, target ids) of SFT: two TokenRows of equal length."""
+
+    def __init__(self, prompts: TokenRows, targets: TokenRows):
+        self.prompts, self.targets = prompts, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[list[int], list[int]]:
+        return self.prompts[i], self.targets[i]
+
+    def take(self, places) -> "Examples":
+        return Examples(self.prompts.take(places), self.targets.take(places))
+
+
+def take(items: Sequence, places) -> Sequence:
+    """Those of `items` at these places, in this order."""
+    return items.take(places) if isinstance(items, Rows | Examples) else [items[i] for i in places]
+
+
+def lengths(rows: Sequence | np.ndarray) -> np.ndarray:
+    """Length of each row: (len(rows),). An array holds lengths already."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    return rows.lengths() if isinstance(rows, TokenRows) else np.fromiter(map(len, rows), np.int64, len(rows))
+
+
+def example_lengths(examples: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of prompts and of targets of (prompt, target) pairs."""
+    sides = (examples.prompts, examples.targets) if isinstance(examples, Examples) else zip(*examples, strict=True)
+    prompts, targets = map(lengths, sides)
+    return prompts, targets
+
+
+# ---------------------------------------------------------------- questions
+class PreparedQuestion:
+    """As data.questions.Question, read from disk."""
+
+    __slots__ = ("folder", "row")
+
+    def __init__(self, folder: "Prepared", row: int):
+        self.folder, self.row = folder, row
+
+    @property
+    def qid(self) -> str:
+        return f"openmath/{self.row}"
+
+    @property
+    def problem(self) -> str:
+        return self.folder.columns["problem"].text(self.row)
+
+    @property
+    def answer(self) -> str:
+        return self.folder.columns["answer"].text(self.row)
+
+    @property
+    def source(self) -> str:
+        return self.folder.columns["source"].text(self.row)
+
+    @property
+    def solutions(self) -> Texts:
+        return Texts(self.folder.columns["solution"], self.folder.columns["solutions"].row(self.row))
+
+
+class PreparedQuestions(Rows):
+    """Questions of one split of a folder."""
+
+    def __init__(self, folder: "Prepared", rows: np.ndarray):
+        super().__init__(rows)
+        self.folder = folder
+
+    def take(self, places) -> "PreparedQuestions":
+        return PreparedQuestions(self.folder, self.rows[places])
+
+    def item(self, row: int) -> PreparedQuestion:
+        return PreparedQuestion(self.folder, row)
+
+    def hash(self) -> str:
+        """Of what the folder was made from, and of which of its questions these are."""
+        return hashlib.sha256(self.folder.meta["hash"].encode() + self.rows.tobytes()).hexdigest()
+
+    def prompts(self, enc, template) -> TokenRows:
+        """As data.math_qa.question_prompts."""
+        self.folder.check(template)
+        begin = [enc.eot_token] if template.begin else []
+        return TokenRows(self.folder.columns["prompt"], self.rows, begin, [])
+
+    def examples(self, enc, template, gold: bool) -> Examples:
+        """As train_sft.load_examples: of the first solution of each question, or of all."""
+        column, most = self.folder.columns["solutions"], None if gold else 1
+        solutions = [column.row(row)[:most] for row in self.rows.tolist()]
+        question = np.repeat(np.arange(len(self)), [len(rows) for rows in solutions])
+        rows = np.concatenate(solutions) if solutions else np.empty(0, np.uint32)
+        targets = TokenRows(self.folder.columns["target"], rows, [], [enc.eot_token])
+        return Examples(self.prompts(enc, template).take(question), targets)
+
+
+class Prepared:
+    """An open folder: meta.json and its columns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.meta = meta = read_json(path / "meta.json", "folder of questions", mend=MEND)
+        where = path / "meta.json"
+        if (meta.get("kind"), meta.get("format")) != ("questions", FORMAT):
+            raise UserError(f"{where}: no folder of questions in format {FORMAT}; {MEND}")
+        field(meta, "hash", str, where, MEND)
+        shapes = field(meta, "columns", dict, where, MEND)
+        self.columns = {}
+        for name in (*TEXTS, *TOKENS, "solutions"):
+            shape = field(shapes, name, dict, where, MEND)
+            rows, size = (field(shape, key, int, where, MEND) for key in ("rows", "size"))
+            if shape.get("dtype") not in DTYPES:
+                raise UserError(f"{where}: dtype of {name} is {shape.get('dtype')!r:.60}; {MEND}")
+            self.columns[name] = Column(path, name, shape["dtype"], rows, size)
+
+    def questions(self, split: str) -> PreparedQuestions:
+        where = self.path / "meta.json"
+        splits = field(self.meta, "splits", dict, where, MEND)
+        if split not in splits:
+            raise UserError(f"{self.path} has no {split!r} split; use one of {', '.join(splits)}")
+        rows = mapped(self.path / f"{split}.rows", DTYPES["uint32"], field(splits, split, int, where, MEND))
+        if not len(rows):
+            raise UserError(f"{self.path}: its {split!r} split is empty; prepare it from more questions")
+        return PreparedQuestions(self, rows)
+
+    def check(self, template) -> None:
+        """Refuse another template than the one whose text the tokens are of."""
+        mine = field(self.meta, "template", dict, self.path / "meta.json", MEND)
+        if any(mine.get(key) != getattr(template, key) for key in ("prompt", "target", "marker")):
+            what = f"holds tokens of the template {mine.get('name')!r}, but {template.name!r} is asked for"
+            raise UserError(f"{self.path} {what}; prepare it anew with --template {template.name}")
+
+
+def is_prepared(folder: Path) -> bool:
+    """Does meta.json say that this is a folder of questions?"""
+    path = folder / "meta.json"
+    return path.is_file() and read_json(path, "data folder").get("kind") == "questions"
+
+
+# ---------------------------------------------------------------- writing
+def dtype_of(enc) -> str:
+    return "uint16" if enc.n_vocab <= 65536 else "uint32"
+
+
+def pack(rows: list[bytes]) -> Packed:
+    return np.fromiter(map(len, rows), AT, len(rows)), b"".join(rows)
+
+
+class Writer:
+    """The growing columns of a folder. `sizes`: of each column, how many rows and values are whole; what lies behind
+    them, of a process that was killed, is cut off."""
+
+    def __init__(self, out: Path, dtype: str, sizes: dict):
+        self.out, self.files = out, {}
+        self.dtypes = dict.fromkeys(TEXTS, "text") | dict.fromkeys(TOKENS, dtype)
+        self.sizes = {name: list(sizes.get(name, (0, 0))) for name in self.dtypes}
+        for name, (rows, size) in self.sizes.items():
+            self.open(f"{name}.data", size * DTYPES[self.dtypes[name]].itemsize)
+            self.open(f"{name}.at", (rows + 1) * AT.itemsize if rows else 0)
+            if not rows:
+                self.files[f"{name}.at"].write(bytes(AT.itemsize))
+        self.open("owner.tmp", 4 * self.sizes["solution"][0])  # of each solution: its question,
+        self.open("digest.tmp", 8 * self.sizes["solution"][0])  # and 8 bytes that tell its text
+
+    def open(self, name: str, size: int) -> None:
+        path = self.out / name
+        path.touch()
+        file = self.files[name] = open(path, "r+b")
+        if os.fstat(file.fileno()).st_size < size:
+            raise UserError(f"{path} is shorter than progress.json says; delete {self.out} and prepare it anew")
+        file.truncate(size)
+        file.seek(size)
+
+    def add(self, name: str, packed: Packed) -> None:
+        lengths, data = packed
+        rows, size = self.sizes[name]
+        at = size + np.cumsum(lengths, dtype=AT)
+        self.files[f"{name}.data"].write(data)
+        self.files[f"{name}.at"].write(at.tobytes())
+        self.sizes[name] = [rows + len(at), int(at[-1]) if len(at) else size]
+
+    def add_questions(self, rows: list[tuple[str, str, str]], prompts: Packed) -> None:
+        """rows: (problem, answer, source)."""
+        for column, name in enumerate(("problem", "answer", "source")):
+            self.add(name, pack([row[column].encode() for row in rows]))
+        self.add("prompt", prompts)
+
+    def add_solutions(self, rows: list[tuple[int, str]], targets: Packed) -> None:
+        """rows: (number of the question, solution)."""
+        texts = [text.encode() for _, text in rows]
+        self.add("solution", pack(texts))
+        self.add("target", targets)
+        self.files["owner.tmp"].write(np.array([owner for owner, _ in rows], "<u4").tobytes())
+        self.files["digest.tmp"].write(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts))
+
+    def sync(self) -> None:
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        for file in self.files.values():
+            with contextlib.suppress(OSError):  # a full disk, which has been told
+                file.close()
+
+    def column(self, name: str) -> Column:
+        return Column(self.out, name, self.dtypes[name], *self.sizes[name])
+
+    def questions(self) -> Iterator[tuple[bytes, str]]:
+        """(problem, answer) of each question so far."""
+        problem, answer = self.column("problem"), self.column("answer")
+        for row in range(len(problem)):
+            yield problem.row(row).tobytes(), answer.text(row)
+
+    def tokens(self) -> int:
+        return sum(self.sizes[name][1] for name in TOKENS)
+
+
+def finish(writer: Writer, settings: dict, counts: dict) -> dict:
+    """Sort solutions by question, choose the splits, write meta.json: the folder is whole. Returns meta.json."""
+    out, filters = writer.out, settings["filters"]
+    at, data = sort_solutions(writer, filters["max_solution_tokens"])
+    write_array(out / "solutions.at", at)
+    write_array(out / "solutions.data", data)
+    prompts = writer.column("prompt")
+    fits = prompts.lengths(np.arange(len(prompts))) <= filters["max_prompt_tokens"]
+    held = held_out(writer.column("source"), filters["held_out"], filters["seed"])
+    train = np.ones(len(fits), bool)
+    train[held] = False
+    splits = {"train": np.flatnonzero(train & fits), "val": held[fits[held]]}
+    for name, rows in splits.items():
+        write_array(out / f"{name}.rows", rows.astype("<u4"))
+    columns = {name: {"rows": r, "size": n, "dtype": writer.dtypes[name]} for name, (r, n) in writer.sizes.items()}
+    columns["solutions"] = {"rows": len(at) - 1, "size": len(data), "dtype": "uint32"}
+    counts = counts | {"questions": len(fits), "questions too long": int((~fits).sum()), "solutions": len(data)}
+    counts["solutions that repeat or are too long"] = writer.sizes["solution"][0] - len(data)
+    made = [file["sha256"] for file in settings["inputs"]], {k: v for k, v in settings.items() if k != "inputs"}
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    splits = {name: len(rows) for name, rows in splits.items()}
+    meta = settings | {"counts": counts, "splits": splits, "columns": columns, "hash": digest}
+    write_json(out / "meta.json", meta)
+    for name in ("progress.json", "owner.tmp", "digest.tmp"):
+        (out / name).unlink(missing_ok=True)
+    return meta
+
+
+def sort_solutions(writer: Writer, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Column `solutions` (at, data): of each question its solutions in the order of the files, each text once, of at
+    most `longest` tokens with end-of-text."""
+    targets = writer.column("target")
+    owner = mapped(writer.out / "owner.tmp", np.dtype("<u4"), len(targets))
+    digest = mapped(writer.out / "digest.tmp", np.dtype("<u8"), len(targets))
+    kept = targets.lengths(np.arange(len(targets))) < longest
+    order = np.lexsort((digest, owner))  # equal ones stay in the order of the files
+    a, b = order[:-1], order[1:]
+    kept[b[(owner[a] == owner[b]) & (digest[a] == digest[b])]] = False
+    order = np.argsort(owner, kind="stable").astype("<u4")
+    counts = np.bincount(owner[kept], minlength=writer.sizes["problem"][0])
+    return np.concatenate([[0], np.cumsum(counts)]).astype(AT), order[kept[order]]
+
+
+def held_out(sources: Column, most: int, seed: int) -> np.ndarray:
+    """Numbers of the validation questions: see data/prepare_questions.py."""
+    kinds = np.array([sources.text(row).removeprefix("augmented_") for row in range(len(sources))])
+    held = [np.empty(0, np.int64)]
+    for kind in dict.fromkeys(kinds.tolist()):
+        of_kind = np.flatnonzero(kinds == kind)
+        order = np.random.default_rng(seed).permutation(len(of_kind))
+        held.append(of_kind[order[: min(most, len(of_kind) // 10)]])
+    return np.concatenate(held)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    with replacing(path) as file:
+        file.write(values.tobytes())
