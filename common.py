@@ -35,6 +35,7 @@ from data.checkpoints import load_checkpoint as load_checkpoint
 from data.checkpoints import save_checkpoint as save_checkpoint
 from data.files import UserError
 from kernels.dispatch import describe, matmul_dtype
+from processes import PROCESSES, RANK, is_lost, joined, lost, own_device, speaks, sum_gradients
 
 HERE = Path(__file__).resolve().parent
 
@@ -72,19 +73,24 @@ def interrupt(number: int, _frame=None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def run(main) -> None:
+def run(main, many: bool = False) -> None:
     """Call `main()` as a script does: `explain` makes one line of what a user can mend, other errors keep their
-    traceback. Folders that main wrote (`lock`) are free afterwards."""
+    traceback. Folders that main wrote (`lock`) are free afterwards. `many`: torchrun may start it (processes.py)."""
     shown, handlers = (sys.stdout, sys.stderr), {}
     sys.stdout, sys.stderr = (stream and Console(stream) for stream in shown)
+    if RANK:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" and "RANK" in os.environ:
-            raise UserError(f"torchrun began {processes} processes, but this runs in one: start it with python instead")
-        return main()
+        if PROCESSES > 1 and not many:
+            raise UserError(f"torchrun began {PROCESSES} processes, but this runs in one: start it with python instead")
+        with joined():
+            return main()
     except (UserError, RuntimeError, OSError, KeyboardInterrupt) as error:
         line, code = explain(error)
+        if PROCESSES > 1 and not speaks():  # another process has said why
+            sys.exit(code or 1)
         if not line:
             raise
         print(line, file=sys.stderr)
@@ -104,6 +110,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     ("", 0) for what is a fault of the code."""
     if isinstance(error, UserError):
         return f"error: {error}", 2
+    if is_lost(error):
+        return f"error: {lost()}", 2
     if isinstance(error, KeyboardInterrupt):
         name = str(error) or "SIGINT"
         return f"stopped by {name}; files written before are whole", 128 + signal.Signals[name]
@@ -197,7 +205,7 @@ def setup(args) -> Device:
     if cards := vars(args).pop("plan", None):  # by name: it is no part of the code that a run is made of
         importlib.import_module("tools.plan").show(args, cards)
     found = "cuda" if torch.cuda.is_available() else "cpu"  # mps by request alone: nothing here was tried on it
-    name = found if args.device == "auto" else args.device
+    name = own_device(found if args.device == "auto" else args.device)
     if name.split(":")[0] not in {found, "cpu", *(["mps"] if torch.backends.mps.is_available() else [])}:
         raise UserError(f"--device {name}: torch finds no such device here; use --device {found}")
     try:
@@ -227,18 +235,24 @@ def setup(args) -> Device:
         kernels = describe(args.kernels, device)
     except RuntimeError as error:
         raise UserError(f"--{error}") from error
-    threads = torch.get_num_threads()
-    print(f"device {device} | dtype {str(dtype)[6:]} ({why}) | kernels {kernels} | {threads} threads", flush=True)
+    threads = f"{torch.get_num_threads()} threads" + (f" in each of {PROCESSES} processes" if PROCESSES > 1 else "")
+    print(f"device {device} | dtype {str(dtype)[6:]} ({why}) | kernels {kernels} | {threads}", flush=True)
     return Device(device, dtype)
 
 
 # --------------------------------------------------------------------------------------------- optimizer and schedule
-def make_optimizer(model, args, lr: float | None = None) -> torch.optim.AdamW:
-    """AdamW; weight decay on everything but the embedding (OLMo 2's rule). Fused: one pass over the weights."""
+def make_optimizer(model, args, lr: float | None = None) -> torch.optim.Optimizer:
+    """AdamW; weight decay on everything but the embedding (OLMo 2's rule). Fused: one pass over the weights. Each of
+    many processes keeps the moments of its share of the weights, updates these and sends them to the others."""
     groups = [{"params": [], "weight_decay": args.weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, p in model.named_parameters():
         groups[name.startswith("wte")]["params"].append(p)
-    return torch.optim.AdamW(groups, lr=args.lr if lr is None else lr, betas=tuple(args.betas), eps=1e-8, fused=True)
+    settings = dict(lr=args.lr if lr is None else lr, betas=tuple(args.betas), eps=1e-8, fused=True)
+    if PROCESSES == 1:
+        return torch.optim.AdamW(groups, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, since it takes a second
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
 
 
 def lr_at(step: int, args, peak: float, schedule: str) -> float:
@@ -267,6 +281,7 @@ def step_with_clip(model, optimizer, grad_clip: float, step: int = 0, out="the r
     for p in model.parameters():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
+    sum_gradients(model)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf")))
     check_finite(norm, step, out, "gradient norm")
     optimizer.step()
@@ -395,6 +410,7 @@ def provenance(script, device: "Device") -> dict:
         "gpu": torch.cuda.get_device_name(device.device) if on_gpu else None,
         "dtype_used": str(device.dtype),
         "threads_used": torch.get_num_threads(),
+        "processes": PROCESSES,
     }
 
 

@@ -40,6 +40,7 @@ from data.resume import given_flags
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
+from processes import RANK, deal, gather
 from sample import check_draw
 from stage import (
     STRICT_LENGTH,
@@ -183,15 +184,17 @@ def movement(model, reference, text, eot: int, device) -> dict:
     start = dict(reference.named_parameters())
     moved = math.sqrt(sum((p - start[name]).square().sum().item() for name, p in model.named_parameters()))
     norm = math.sqrt(sum(p.square().sum().item() for p in start.values()))
-    kl = loss = loss_reference = count = 0.0
-    for batch in text.to(device.device).split(4):
+    sums = []
+    for batch in deal(text.to(device.device).split(4)):
         first = document_starts(batch[:, :-1], eot)
         with device.autocast():
             p, q = (m(batch[:, :-1], first=first).float().log_softmax(-1) for m in (reference, model))
-        kl += (p.exp() * (p - q)).sum().item()
         at = batch[:, 1:, None]
-        loss, loss_reference = loss - q.gather(-1, at).sum().item(), loss_reference - p.gather(-1, at).sum().item()
-        count += at.numel()
+        losses = [-logprobs.gather(-1, at).sum().item() for logprobs in (q, p)]
+        sums.append(((p.exp() * (p - q)).sum().item(), *losses, at.numel()))
+    kl = loss = loss_reference = count = 0.0
+    for part in gather(sums):  # in the order of the text: the same sums, whoever had which part
+        kl, loss, loss_reference, count = kl + part[0], loss + part[1], loss_reference + part[2], count + part[3]
     text_means = {"kl": kl / count, "loss": loss / count, "loss_reference": loss_reference / count}
     return {"distance": moved, "relative_distance": moved / norm, **text_means}
 
@@ -329,14 +332,15 @@ def main():
     path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a .json file")
-    writable_dir(path.absolute().parent)
-    clear_temporaries(path.parent, path.stem[:40])
+    if RANK == 0:
+        writable_dir(path.absolute().parent)
+        clear_temporaries(path.parent, path.stem[:40])
     ckpt = load_checkpoint(args.ckpt)
     if args.preset != "laptop":
         paper_prompts(args, ckpt)
     device = setup(args)
     made = provenance(__file__, device)
-    used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used")}
+    used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used", "processes")}
     enc, tasks = tokenizer_for(args, ckpt), chosen_tasks(args)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
     reference = load_reference(args, ckpt, enc, device)
@@ -348,6 +352,8 @@ def main():
     if reference:
         record, start, text = reference
         results["movement"] = {"reference": record, **movement(model, start, text, enc.eot_token, device)}
+    if RANK:
+        return
     report = {
         "checkpoint": {**parent_of(args.ckpt, ckpt), "parent": ckpt["parent"]},
         "settings": {**vars(args), **used},
@@ -364,4 +370,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, many=True)

@@ -48,6 +48,7 @@ from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from data.prepared import take
 from data.resume import given_flags
+from processes import RANK, gather
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 from train_rl import (
     add_rl_args,
@@ -142,14 +143,14 @@ def parse_args():
 # ------------------------------------------------------------------------------------------------------ the averaging
 @torch.no_grad()
 def synchronise(side_a, side_b, anchor: dict, weights: list[float]) -> None:
-    """Set both sides to w_A A + w_B B + (1 - w_A - w_B) anchor, and the anchor to the result. Tied weights stay
-    tied."""
-    rest = 1.0 - sum(weights)
+    """Set both sides to w_A A + w_B B + (1 - w_A - w_B) anchor, and the anchor, if it has a share, to the result. Tied
+    weights stay tied."""
+    rest = anchor_share(weights)
     for (name, a), (_, b) in zip(side_a.named_parameters(), side_b.named_parameters(), strict=True):
         mean = weights[0] * a + weights[1] * b  # ABLATION: another way to merge
-        if abs(rest) > 1e-12:
+        if rest:
             mean += rest * anchor[name]
-        for target in (a, b, anchor[name]):
+        for target in (a, b, anchor[name]) if rest else (a, b):
             target.copy_(mean)
 
 
@@ -162,6 +163,12 @@ def scale_gradients(model, weight: float) -> None:
     for p in model.parameters():
         if weight != 1 and p.grad is not None:
             p.grad *= weight
+
+
+def anchor_share(weights: list[float]) -> float:
+    """Of the weights of the last averaging in the next; 0: they need not be kept."""
+    rest = 1.0 - sum(weights)
+    return rest if abs(rest) > 1e-12 else 0.0
 
 
 def shapes(ckpt: dict) -> dict:
@@ -212,6 +219,9 @@ def main():
     args, ckpt = parse_args()
     if not args.average:
         return train(args, ckpt)
+    gather([])  # all have seen that --out is free
+    if RANK:  # one process does the rest
+        return
     writable_dir(Path(args.out).absolute().parent)
     merged = average_checkpoints(args.average, args.weights)
     save_checkpoint(Path(args.out), merged)
@@ -224,7 +234,8 @@ def train(args, ckpt: dict | None) -> None:
     rl_side, enc, questions, start = load_start(args, ckpt, device)
     template = template_for(args.template or args.task)
     sft_side = copy.deepcopy(rl_side) if args.combine == "average" else rl_side
-    anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()}
+    keep = args.combine == "average" and anchor_share(args.weights)
+    anchor = {name: p.detach().clone() for name, p in rl_side.named_parameters()} if keep else {}
     prompts = question_prompts(enc, questions, template)
     examples = load_examples(enc, questions, template, args.gold)
     examples = fitting_examples(examples, rl_side.config.block_size, args)
@@ -280,10 +291,10 @@ def train(args, ckpt: dict | None) -> None:
         if out.samples_due(done):
             out.samples(done, samples_to_read(batch, args.group_size, enc))
         if out.due(done) or (out.stopping and done % args.sync_every == 0):  # between, the sides differ
-            out.save(done, rl_side, {"rl": rl_optimizer.state_dict(), "sft": sft_optimizer.state_dict()}, metrics)
+            out.save(done, rl_side, {"rl": rl_optimizer, "sft": sft_optimizer}, metrics)
     if not signal:
         note_without_signal(start.step + 1, metrics)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, many=True)

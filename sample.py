@@ -28,6 +28,7 @@ from kernels.cache import PromptCache, Replayed, Unfinished, batch_rows, repeat_
 from kernels.decode import prefix_tail_attention_torch
 from kernels.dispatch import to_autocast
 from kernels.logprob import float32_logits
+from processes import deal, gather
 
 
 @dataclass
@@ -270,15 +271,18 @@ def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 81
     A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
     cut to about `micro_batch_tokens` tokens of context, which changes memory and speed only.
     """
-    results: list = [None] * len(contexts)
-    order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+    order, batches = sorted(range(len(contexts)), key=lambda i: -len(contexts[i])), []
+    while order:
+        count = max(1, micro_batch_tokens // round_up(len(contexts[order[0]]), 16))  # the longest of what is left
+        batches.append(order[:count])
+        order = order[count:]
     with evaluation_mode(model):
-        while order:
-            count = max(1, micro_batch_tokens // round_up(len(contexts[order[0]]), 16))  # the longest of what is left
-            batch, order = order[:count], order[count:]
-            scores = score_choices(model, [contexts[i] for i in batch], [choices[i] for i in batch])
-            for i, found in zip(batch, scores, strict=True):
-                results[i] = found
+        parts = [([contexts[i] for i in batch], [choices[i] for i in batch]) for batch in deal(batches)]
+        scored = gather([score_choices(model, *part) for part in parts])
+    results: list = [None] * len(contexts)
+    for batch, scores in zip(batches, scored, strict=True):
+        for i, found in zip(batch, scores, strict=True):
+            results[i] = found
     return results
 
 

@@ -42,6 +42,7 @@ from data.questions import load_questions, questions_hash
 from data.resume import given_flags, note_changes, note_data, resume, seen_from
 from data.tokenizer import check_tokenizer, folder_tokenizer
 from model import load_model
+from processes import PROCESSES, RANK, agree, gather, optimizer_state
 
 WORLD = "data/world"  # the default of --data
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"
@@ -171,9 +172,10 @@ def need_flags(p: argparse.ArgumentParser) -> None:
 
 def world_if_absent(folder: str) -> None:
     """Make the default data folder where there is none, so that the first command in a fresh clone works."""
-    if folder == WORLD and not Path(folder, "meta.json").exists():
+    if folder == WORLD and RANK == 0 and not Path(folder, "meta.json").exists():
         print(f"{folder} is not there yet: making the synthetic world (about 20 s); this is what it holds", flush=True)
         world.make(Path(folder))
+    gather([])  # the other processes read what the first one has made
 
 
 def check_numbers(args) -> None:
@@ -235,31 +237,39 @@ class Run:
     def __init__(self, args, script: str, device: Device, start: Start):
         self.args, self.stage, self.out = args, Path(script).stem, Path(args.out)
         self.start, self.began, self.before = start, time.time(), 0.0  # before: seconds of the run before --resume
-        self.stopping = ""  # the signal that asked for an end after the step under way
-        writable_dir(self.out)
-        lock(self.out)
-        found = checkpoints_in(self.out)
-        if found and not args.resume:
-            raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
-        if found and step_of(found[-1]) > start.step:
-            last = f"{self.out} has {found[-1].name}, later than {args.resume}"
-            raise UserError(f"{last}: resume that, or give another --out")
-        clear_temporaries(self.out)
+        self.asked = ""  # the signal that asked this process for an end after the step under way
+        self.stopping = ""  # the one on which all processes have agreed
+        agree((start.step, start.parent, start.identity), "checkpoints or data")
+        if RANK == 0:
+            self.claim()
         args.save_every = sixth(args) if args.save_every is None and not args.save_at else args.save_every or 0
         made = provenance(script, device)
         note_changes(start.before, made)
         self.config = {**vars(args), "threads": made["threads_used"], **made}
         self.config |= {"paths": seen_from(self.out, args), "earlier": earlier(start, made)}
-        write_json(self.out / "config.json", self.config)
-        logs = [self.keep_rows(self.out / name) for name in ("samples.jsonl", "metrics.jsonl")]
-        if logs[-1]:
-            self.before = float(logs[-1][-1].get("perf/elapsed_s") or 0)
+        if RANK == 0:
+            write_json(self.out / "config.json", self.config)
+            logs = [self.keep_rows(self.out / name) for name in ("samples.jsonl", "metrics.jsonl")]
+            if logs[-1]:
+                self.before = float(logs[-1][-1].get("perf/elapsed_s") or 0)
         saves = [str(step) for step in range(start.step + 1, args.steps + 1) if self.due(step)]
         saves = saves if len(saves) <= 8 else [*saves[:3], "...", saves[-1]]
         print(f"run folder {self.out} | {args.steps} steps, checkpoints at {' '.join(saves)}", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(number, self.stop)
+
+    def claim(self) -> None:
+        """Take the folder; UserError if another process or another run has it."""
+        writable_dir(self.out)
+        lock(self.out)
+        found = checkpoints_in(self.out)
+        if found and not self.args.resume:
+            raise UserError(f"{self.out} already holds {found[-1].name}: --resume it, or give a new run another --out")
+        if found and step_of(found[-1]) > self.start.step:
+            last = f"{self.out} has {found[-1].name}, later than {self.args.resume}"
+            raise UserError(f"{last}: resume that, or give another --out")
+        clear_temporaries(self.out)
 
     def keep_rows(self, path: Path) -> list[dict]:
         """Drop the rows of a log past the step we resume from, which will be written again, and torn ones, with a note.
@@ -276,19 +286,24 @@ class Run:
         return kept
 
     def stop(self, number: int, frame=None) -> None:
-        """Ctrl-C or SIGTERM: the step under way is done and saved first; the second time, at once."""
-        if self.stopping:
+        """Ctrl-C or SIGTERM: the step under way is done and saved first; the second time, at once. (Of torchrun's
+        processes each may get it twice, and torchrun itself does not wait for long.)"""
+        if self.asked and PROCESSES == 1:
             interrupt(number, frame)
-        self.stopping = signal.Signals(number).name
+        self.asked = signal.Signals(number).name
 
     def log(self, step: int, shown: dict, metrics: dict) -> None:
         """One row of metrics.jsonl for the step just done, counted from 1, and one console line of some of its values:
         `shown` is {label: "metric:format"}, for instance {"gnorm": "train/grad_norm:.2f"}. None: not measured."""
+        asked, memory = zip(*gather([(self.asked, peak_memory())]), strict=True)
+        self.stopping = next(filter(None, asked), "")
+        if RANK:
+            return
         elapsed = time.time() - self.began
         done = step - self.start.step
         left = f" | {elapsed / done * (self.args.steps - step):.0f} s left" if done else ""
         with open(self.out / "metrics.jsonl", "a") as f:
-            row = {"step": step, **metrics, "perf/peak_mem_gb": peak_memory()}
+            row = {"step": step, **metrics, "perf/peak_mem_gb": max(memory)}
             row["perf/elapsed_s"] = round(self.before + elapsed, 2)
             lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}  # JSON has no NaN
             f.write(json.dumps(row | lost) + "\n")
@@ -298,6 +313,8 @@ class Run:
 
     def samples(self, step: int, rows: list[dict]) -> None:
         """Add rows (data.pass_at_k.sample_row) to samples.jsonl and show the first."""
+        if RANK:
+            return
         with open(self.out / "samples.jsonl", "a") as f:
             f.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)
         print(readable(rows[0]), flush=True)
@@ -313,9 +330,21 @@ class Run:
         a = self.args
         return step == a.steps or step in a.save_at or (a.save_every > 0 and step % a.save_every == 0)
 
-    def save(self, step: int, model, optimizer: dict, metrics: dict) -> None:
-        """Write ckpt_{step:06d}.pt. `optimizer`: a state_dict, or a dictionary of several. A stopped run ends here; a
-        file out of turn is called ckpt_{step:06d}_stopped.pt, and goes when the next one in turn is written."""
+    def save(self, step: int, model, optimizer, metrics: dict) -> None:
+        """Write a checkpoint. `optimizer`: one, or a dictionary of several. A stopped run ends here."""
+        several = isinstance(optimizer, dict)
+        state = {k: optimizer_state(o) for k, o in optimizer.items()} if several else optimizer_state(optimizer)
+        if RANK == 0:
+            self.write(step, model, state, metrics)
+        if self.stopping and step < self.args.steps:
+            again = shlex.join(["python", f"{self.stage}.py", "--resume", str(self.out)])
+            print(f"stopped by {self.stopping} after step {step} of {self.args.steps}; go on with: {again}", flush=True)
+            gather([])  # torchrun ends the others with the first that ends
+            sys.exit(128 + signal.Signals[self.stopping])
+
+    def write(self, step: int, model, optimizer: dict, metrics: dict) -> None:
+        """Write ckpt_{step:06d}.pt; a file out of turn is called ckpt_{step:06d}_stopped.pt, and goes when the next one
+        in turn is written. `optimizer`: a state_dict, or a dictionary of several."""
         due, start = self.due(step), self.start
         path = self.out / f"ckpt_{step:06d}{'' if due else STOPPED}.pt"
         ckpt = {
@@ -341,10 +370,6 @@ class Run:
             print(f"its curves: {curves}", flush=True)
         for old in self.out.glob(f"ckpt_*{STOPPED}.pt") if due else ():
             old.unlink()
-        if self.stopping and step < self.args.steps:
-            again = shlex.join(["python", f"{self.stage}.py", "--resume", str(self.out)])
-            print(f"stopped by {self.stopping} after step {step} of {self.args.steps}; go on with: {again}", flush=True)
-            sys.exit(128 + signal.Signals[self.stopping])
 
 
 def sixth(args) -> int:

@@ -27,6 +27,7 @@ from data.tokenizer import check_tokenizer, folder_tokenizer, tokenizer_id
 from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS as SHAPES
 from model import build_model, load_model
+from processes import deal, together
 from stage import Run, Start, add_system_args, add_training_args, parse, preset_values, sixth
 
 PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, warmup_steps=477, z_loss=1e-5)
@@ -88,12 +89,13 @@ def pretrain_loss(model, batch, denom: int, z_loss: float, eot: int | None = Non
 @torch.no_grad()
 def validation_loss(model, args, device, eot) -> float:
     """Mean next-token loss in nats over held-out text."""
-    total, count = 0.0, 0
-    for batch in val_batches(args.data, args.block_size, args.micro_batch_size, args.eval_tokens):
+    sums = {"loss": 0.0, "tokens": 0}
+    for batch in deal(list(val_batches(args.data, args.block_size, args.micro_batch_size, args.eval_tokens))):
         with device.autocast():
-            total += pretrain_loss(model, batch.to(device.device), 1, 0.0, eot)[1].item()
-        count += batch[:, 1:].numel()
-    return total / count
+            sums["loss"] += pretrain_loss(model, batch.to(device.device), 1, 0.0, eot)[1].item()
+        sums["tokens"] += batch[:, 1:].numel()
+    sums = together(sums)
+    return sums["loss"] / sums["tokens"]
 
 
 def new_or_resumed(args, ckpt: dict | None, enc, identity: dict, device):
@@ -139,12 +141,13 @@ def main():
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "cosine"))
         batch = data.batch(step).to(device.device)  # (rows, T+1)
         loss, denom = 0.0, batch[:, 1:].numel()
-        for micro in batch.split(args.micro_batch_size):
+        mine = deal(batch)
+        for i in range(0, len(mine), args.micro_batch_size):
             with device.autocast():
-                objective, nll = pretrain_loss(model, micro, denom, args.z_loss, eot)
+                objective, nll = pretrain_loss(model, mine[i : i + args.micro_batch_size], denom, args.z_loss, eot)
             objective.backward()
             loss += nll
-        loss = float(loss)
+        loss = together({"loss": float(loss)})["loss"]
         check_finite(loss, step + 1, args.out)
         norm = step_with_clip(model, optimizer, args.grad_clip, step + 1, args.out)
         start.tokens += step_tokens
@@ -157,8 +160,8 @@ def main():
             check_finite(metrics["eval/loss"], done, args.out, "validation loss")
         out.log(done, SHOWN, metrics)
         if out.due(done) or out.stopping:
-            out.save(done, model, optimizer.state_dict(), metrics)
+            out.save(done, model, optimizer, metrics)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, many=True)

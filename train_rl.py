@@ -49,6 +49,7 @@ from data.math_qa import Template, draw, extract_answer, question_prompts, rewar
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.prepared import take
 from data.tokenizer import decode
+from processes import deal, gather, together
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
@@ -205,20 +206,22 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
     G, seed = args.group_size, args.seed * 1_000_003 + step
     settings = dict(n_samples=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
     settings |= dict(together=args.prompts_per_batch)
-    outs, parts = zip(*sample_texts(model, enc, [prompts[i] for i in drawn], stop, device, **settings), strict=True)
-    texts, repeated = [text for part in parts for text in part], [i for i in drawn for _ in range(G)]
+    asked, places = [prompts[i] for i in drawn], deal(range(len(drawn)))
+    groups = gather(list(sample_texts(model, enc, asked, places, stop, device, **settings)))
+    completions, finished, texts = ([one for group in part for one in group] for part in zip(*groups, strict=True))
+    repeated = [i for i in drawn for _ in range(G)]
     gold, template = [questions[i].answer for i in repeated], template_for(args.template or args.task)
     # ABLATION: another reward
     rewards = torch.tensor([reward(text, answer, template) for text, answer in zip(texts, gold, strict=True)])
     return Batch(
         prompts=[prompts[i] for i in repeated],
-        completions=[row for out in outs for row in out.completions()],
-        lengths=torch.cat([out.lengths for out in outs]),
+        completions=completions,
+        lengths=torch.tensor([len(row) for row in completions]),
         rewards=rewards,
         advantages=group_advantages(rewards, G, args.adv_norm),
         texts=texts,
         gold=gold,
-        finished=torch.cat([out.finished for out in outs]),
+        finished=torch.tensor(finished),
         template=template,
     )
 
@@ -270,15 +273,16 @@ def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=N
         total["tokens"] += int(mask.sum())
         total["ratio_min"] = min(total["ratio_min"], stats["ratio_min"])
         total["ratio_max"] = max(total["ratio_max"], stats["ratio_max"])
-    return total
+    return together(total)
 
 
 def signal_micro_batches(batch: Batch, rows: list[int], args) -> list[list[int]]:
-    """Micro-batches of the rows that have a gradient. With no KL, a row of zero advantage has none: it counts in the
-    denominator (its c_i is spent on it) but need not be computed. Most rows of an early checkpoint are of this kind."""
+    """This process's micro-batches of the rows that have a gradient. With no KL, a row of zero advantage has none: it
+    counts in the denominator (its c_i is spent on it) but need not be computed. Most rows of an early checkpoint are
+    of this kind."""
     if args.kl_coef == 0:
         rows = [r for r in rows if batch.advantages[r] != 0]
-    return micro_batches(batch, rows, args.micro_batch_size)
+    return deal(micro_batches(batch, rows, args.micro_batch_size))
 
 
 def micro_batches(batch: Batch, rows: list[int], size: int) -> list[list[int]]:
@@ -408,10 +412,10 @@ def main():
         if out.samples_due(done):
             out.samples(done, samples_to_read(batch, G, enc))
         if out.due(done) or out.stopping:
-            out.save(done, model, optimizer.state_dict(), metrics)
+            out.save(done, model, optimizer, metrics)
     if not signal:
         note_without_signal(start.step + 1, metrics)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, many=True)

@@ -28,6 +28,7 @@ from data.math_qa import draw, format_prompt, format_target, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from data.prepared import PreparedQuestions, example_lengths, take
 from data.resume import given_flags
+from processes import deal, together
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
 PAPER = dict(lr=4e-5, steps=9500, warmup_steps=0, batch_size=512, sft_loss_norm="sum", weight_decay=0.01)
@@ -122,7 +123,7 @@ def sft_gradient(model, examples, args, device) -> dict:
     examples = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))
     tokens = sum(len(target) for _, target in examples)
     denom = tokens if args.sft_loss_norm == "token" else 1.0
-    total = 0.0
+    total, examples = 0.0, deal(examples)
     for i in range(0, len(examples), args.micro_batch_size):
         prompts, targets = map(list, zip(*examples[i : i + args.micro_batch_size], strict=True))
         with device.autocast():
@@ -130,7 +131,7 @@ def sft_gradient(model, examples, args, device) -> dict:
         loss = sft_loss(logprobs, mask, denom)
         loss.backward()
         total += loss.item()
-    return {"loss": total, "tokens": tokens}
+    return {"loss": together({"loss": total})["loss"], "tokens": tokens}
 
 
 def main():
@@ -166,8 +167,8 @@ def main():
         if args.sample_every and out.samples_due(done):
             out.samples(done, validation.samples())
         if out.due(done) or out.stopping:
-            out.save(done, model, optimizer.state_dict(), metrics)
+            out.save(done, model, optimizer, metrics)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, many=True)

@@ -78,7 +78,7 @@ def load_checkpoint(path: str | Path) -> dict:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise zipfile.BadZipFile("compressed")
             damaged = archive.testzip()
-        ckpt = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        ckpt = None if damaged else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load's failures have no common class; each means the same to a user
         what = f"truncated or foreign ({type(error).__name__})"
         raise UserError(f"{path} is no readable checkpoint but {what}; {MEND}") from error
@@ -128,11 +128,11 @@ def check_tensor(name: str, tensor: torch.Tensor, path: str | Path) -> None:
         raise UserError(f"{path}: {name} holds numbers that are not finite; {MEND}")
 
 
-def restore_optimizer(optimizer: torch.optim.AdamW, state, path: str | Path) -> None:
-    """Load AdamW's moments. Rate, betas and weight decay stay those that `optimizer` was made with: the flags act.
-    UserError unless the state is that of these weights."""
-    own, mend = optimizer.state_dict(), "start a new run from its weights with --init"
-    sizes = [len(group["params"]) for group in own["param_groups"]]
+def restore_optimizer(optimizer: torch.optim.Optimizer, state, path: str | Path) -> None:
+    """Load AdamW's moments, of many processes those that this one keeps. Rate, betas and weight decay stay those that
+    `optimizer` was made with: the flags act. UserError unless the state is that of these weights."""
+    mend = "start a new run from its weights with --init"
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         theirs = [len(group["params"]) for group in state["param_groups"]]
@@ -150,7 +150,10 @@ def restore_optimizer(optimizer: torch.optim.AdamW, state, path: str | Path) -> 
         check_tensor(f"the optimizer's {key}", tensor, path)
         if key != "exp_avg" and tensor.numel() and tensor.min() < 0:
             raise UserError(f"{path}: its optimizer state's {key} is below 0; {mend}")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
+    optimizer = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer's, of this process's weights
+    place = {p: i for i, p in enumerate(weights)}
+    own = [state["state"][place[p]] for group in optimizer.param_groups for p in group["params"]]
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(own))})
 
 
 # ---------------------------------------------------------------- which file, which weights

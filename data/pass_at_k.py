@@ -25,6 +25,7 @@ from data.math_qa import (
 from data.prepared import lengths, take
 from data.tokenizer import decode
 from model import check_context
+from processes import PROCESSES, deal, gather
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # the paper's, of evaluation; rollouts have their own
 LEFT_OUT = 0.05  # share of the questions of a score that may be too long for the context and are then left out
@@ -62,17 +63,21 @@ def fitting(
     return kept.tolist() if isinstance(rows, list) else kept
 
 
-def sample_texts(model, enc, prompts, stop: StopStrings | None, device, *, together: int, **settings) -> Iterator:
-    """Sample completions of `prompts` (ids), `together` prompts at a time: memory and speed only. Yields for each such
-    part its Rollout and the texts of its rows, without end-of-text and cut before the stop string. `settings`: of
-    GPT.generate. A prompt's draws depend on its place among `prompts`: one that comes twice is sampled anew."""
-    for i in range(0, len(prompts), together):
-        part = prompts[i : i + together]
-        places = list(range(i, i + len(part)))
+def sample_texts(model, enc, prompts, places, stop: StopStrings | None, device, *, together: int, **settings):
+    """Sample completions of `prompts` (ids), of those at `places`, `together` prompts at a time: memory and speed only.
+    Yields for each of these prompts its completions (ids), which of them ended by end-of-text or a stop string, and
+    their texts, without end-of-text and cut before the stop string. `settings`: of GPT.generate. A prompt's draws
+    depend on its place: one that comes twice is sampled anew."""
+    for i in range(0, len(places), together):
+        part = list(places[i : i + together])
+        asked = [prompts[place] for place in part]
         with device.autocast():
-            out = model.generate(part, eos_id=enc.eot_token, stop=stop, question_ids=places, **settings)
-        texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in out.completions()]
-        yield out, [stop.cut(text) for text in texts] if stop else texts
+            out = model.generate(asked, eos_id=enc.eot_token, stop=stop, question_ids=part, **settings)
+        rows, finished = out.completions(), out.finished.tolist()
+        texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in rows]
+        texts = [stop.cut(text) for text in texts] if stop else texts
+        G = len(rows) // len(part)
+        yield from ((rows[j : j + G], finished[j : j + G], texts[j : j + G]) for j in range(0, len(rows), G))
 
 
 def score_questions(model, enc, questions: list[Question], prompts, template, device, *, n_samples: int, **settings):
@@ -80,21 +85,21 @@ def score_questions(model, enc, questions: list[Question], prompts, template, de
     "strict", "flexible", "formatted", "finished"}, and their texts. strict: the marker must be there (RL's reward);
     flexible: else the last number counts, too (the headline, as the paper's); formatted: a marker states an answer;
     finished: ended by end-of-text or a stop string of the `template`. `settings`: of `sample_texts`."""
-    left, stop = iter(questions), StopStrings(enc, template.stops)
-    for out, texts in sample_texts(model, enc, prompts, stop, device, n_samples=n_samples, **settings):
-        finished = out.finished.view(-1, n_samples).sum(1).tolist()
-        for i, ended in enumerate(finished):
-            gold, mine = next(left).answer, texts[i * n_samples : (i + 1) * n_samples]
-            yield (
-                {
-                    "n": n_samples,
-                    "strict": sum(int(reward(text, gold, template)) for text in mine),
-                    "flexible": sum(int(reward_flexible(text, gold, template)) for text in mine),
-                    "formatted": sum(extract_answer(text, marker=template.marker) is not None for text in mine),
-                    "finished": ended,
-                },
-                mine,
-            )
+    stop = StopStrings(enc, template.stops)
+    for i in range(0, len(questions), count := settings["together"] * PROCESSES):
+        places, mine = deal(range(len(questions))[i : i + count]), []
+        sampled = sample_texts(model, enc, prompts, places, stop, device, n_samples=n_samples, **settings)
+        for place, (_, finished, texts) in zip(places, sampled, strict=True):
+            gold = questions[place].answer
+            counts = {
+                "n": n_samples,
+                "strict": sum(int(reward(text, gold, template)) for text in texts),
+                "flexible": sum(int(reward_flexible(text, gold, template)) for text in texts),
+                "formatted": sum(extract_answer(text, marker=template.marker) is not None for text in texts),
+                "finished": sum(finished),
+            }
+            mine.append((counts, texts))
+        yield from gather(mine)
 
 
 def choose(questions: list[Question], args) -> list[Question]:

@@ -129,3 +129,5 @@ def note_changes(then: dict, now: dict) -> None:
             print(f"note: {name} is {now[key]}, the run had {then[key]}: its numbers may be others from here on")
     if then and (threads := then.get("threads")) != now["threads_used"]:
         print(f"note: {now['threads_used']} threads, the run had {threads}: results agree to rounding, not bit for bit")
+    if then and (before := then.get("processes", 1)) != now["processes"]:
+        print(f"note: {now['processes']} processes, the run had {before}: results agree to rounding, not bit for bit")

@@ -101,23 +101,6 @@ def test_without_file_locks_the_owners_name_decides(tmp_path, monkeypatch, capsy
         assert f"left by process {pid}" in capsys.readouterr().out
 
 
-def test_torchrun_is_refused(refused, world, base, tmp_path, monkeypatch):
-    """Two processes would each write the whole run; one is what torchrun makes of a plain start."""
-    flags = ("--init", base, "--data", world, "--out", tmp_path / "run", *SFT)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused("train_sft", *flags, words=("torchrun", "2 processes", "python"))
-    refused("evaluate", "--ckpt", base, "--data", world, words=("torchrun",))
-    refused("merge", "--average", base, base, "--out", tmp_path / "m.pt", words=("torchrun",))
-    assert not (tmp_path / "run").exists()
-
-
-def test_one_process_of_torchrun_runs(ok, world, base, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    ok("train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", *SFT)
-
-
 # --------------------------------------------------------------------------------------------------------------- stops
 @pytest.fixture
 def signalled(monkeypatch):
