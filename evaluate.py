@@ -37,7 +37,7 @@ from data.math_qa import (
 )
 from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, score_questions
 from data.resume import given_flags
-from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer
+from data.tokenizer import check_tokenizer, folder_tokenizer, kept_tokenizer, named_tokenizer
 from data.tokens import document_starts, general_text
 from model import load_model
 from processes import RANK, deal, gather
@@ -270,12 +270,14 @@ def chosen_tasks(args) -> list[str]:
 
 
 def tokenizer_for(args, ckpt: dict):
-    """`--data`'s tokenizer, which must be the checkpoint's; where only real sets are asked for, which need nothing of
-    `--data`'s default, the world, the checkpoint's own."""
+    """The tokenizer that lies in the checkpoint, else `--data`'s, which must be the checkpoint's; where only real sets
+    are asked for, which need nothing of `--data`'s default, the world, the one that the checkpoint names."""
     folder, of_world = Path(args.data), not args.tasks or set(args.tasks) & {"gsm", "hard", *WORLD_TASKS}
     if of_world:
         world_if_absent(args.data)
     name = ckpt["tokenizer"]["name"]
+    if "ranks" in ckpt["tokenizer"]:
+        return kept_tokenizer(ckpt["tokenizer"], args.ckpt)
     enc = folder_tokenizer(folder) if (folder / "meta.json").exists() else named_tokenizer(name)
     if not of_world and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
         enc = named_tokenizer(name)

@@ -114,7 +114,8 @@ def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.
     """(R,) bool: does the text of completion ids[i] hold a stop string? Only tokens that can end one are asked."""
     done = torch.zeros(len(ids), dtype=torch.bool)
     if stop is not None:
-        for i in stop.candidates[tokens[ids, step]].nonzero().squeeze(-1).tolist():
+        newest = tokens[ids, step].clamp(max=len(stop.candidates) - 1)  # a model may have more ids than its tokenizer
+        for i in stop.candidates[newest].nonzero().squeeze(-1).tolist():
             done[i] = stop(tokens[ids[i], : step + 1].tolist())
     return done
 

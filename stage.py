@@ -40,7 +40,7 @@ from data.math_qa import TEMPLATES
 from data.pass_at_k import readable
 from data.questions import load_questions, questions_hash
 from data.resume import given_flags, note_changes, note_data, resume, seen_from
-from data.tokenizer import check_tokenizer, folder_tokenizer
+from data.tokenizer import tokenizer_of
 from model import load_model
 from processes import PROCESSES, RANK, agree, gather, optimizer_state
 
@@ -202,8 +202,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     path = args.resume or args.init
     source = ckpt or load_checkpoint(path)
     check_preset(args.preset, source, path)
-    enc = folder_tokenizer(args.data)
-    check_tokenizer(enc, source["tokenizer"], path)
+    enc = tokenizer_of(source["tokenizer"], args.data, path)
     model = load_model(source, path, device.device, args.kernels)
     describe_model(model, path, source)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]

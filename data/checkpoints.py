@@ -3,7 +3,8 @@
 One dictionary of tensors, numbers, strings, lists and dictionaries, which `torch.load(.., weights_only=True)` reads:
     format, stage, step, tokens   of the file, the script, optimizer updates and pre-training tokens behind the weights
     model, model_config           weights in float32 under plain names; the fields of GPTConfig
-    tokenizer, parent             {"name", "hash", "n_vocab"}; {"file", "stage", "step", "tokens", "hash"} of --init
+    tokenizer, parent             {"name", "hash", "n_vocab"}; {"file", "stage", "step", "tokens", "hash"} of --init.
+                                  Of a converted model the tokenizer lies here whole (data.tokenizer.keep)
     optimizer, rng, data          AdamW's state (None: an average), generator states, position and identity of the data
     config, metrics, versions     the settings and what made the run (common.provenance), the last step's metrics
 A reader gets a whole file of finite numbers or a `UserError`: torch.save writes a CRC-32 of every record into its zip,

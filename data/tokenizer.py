@@ -4,6 +4,8 @@
 local file or from tiktoken's own cache or download. A ranks file holds one `base64-of-the-token rank` pair per line,
 which is tiktoken's own text form.
 
+The tokenizer of a checkpoint from elsewhere (tools/convert.py) lies in the checkpoint itself: pattern, specials, ranks.
+
     python -m data.tokenizer train corpus.txt --vocab-size 1024 --numbers 999 --out my.tiktoken
     python -m data.tokenizer inspect gpt2 --text "Zoe has 12 pens."
 """
@@ -13,32 +15,21 @@ import base64
 import binascii
 import functools
 import hashlib
-import heapq
 import json
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-import regex
 import tiktoken
 
 from common import UserError, run
+from data.bpe import CL100K_PATTERN, GPT2_PATTERN, OWN_PATTERN, Ranks, train_bpe
 from data.files import field, inside, open_bytes, read_json, read_text, replacing, suffix
 
 EOT = "<|endoftext|>"
 WORLD_FILE = Path(__file__).parent / "world" / "tokenizer.tiktoken"
 
-# The pre-tokens, inside which merges happen. cl100k's form keeps digits in groups of at most three, no space before.
-CL100K_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
-    r"|\s+(?!\S)|\s"
-)
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# Our own vocabularies add one rule: a single decimal (".3") is a token. It can then be copied by what stands before it,
-# which is how a small model reads; behind a bare "." it never learns to (docs/calibration.md).
-OWN_PATTERN = r"\.\p{N}(?!\p{N})|" + CL100K_PATTERN
 PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k_base": CL100K_PATTERN}  # every other ranks file uses our own form
 
 CL100K_SPECIALS = {
@@ -53,8 +44,6 @@ KNOWN_HASHES = {
     "gpt2": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
     "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
 }
-
-Ranks = dict[bytes, int]
 
 
 # ---------------------------------------------------------------- identity
@@ -71,8 +60,24 @@ def ranks_hash(ranks: Ranks) -> str:
 
 @functools.lru_cache(maxsize=16)
 def tokenizer_id(enc: tiktoken.Encoding) -> dict:
-    """What a checkpoint or a data folder keeps of its tokenizer: {"name", "hash", "n_vocab"}."""
-    return {"name": enc.name, "hash": ranks_hash(enc._mergeable_ranks), "n_vocab": enc.n_vocab}
+    """What a checkpoint or a data folder keeps of its tokenizer: {"name", "hash", "n_vocab"}. The hash is that of the
+    ranks, and of pattern and specials where these are not what `make_encoding` gives such ranks."""
+    text, own = ranks_text(enc._mergeable_ranks), (enc._pat_str, enc._special_tokens)
+    if own != form_of(enc.name, enc._mergeable_ranks):
+        text += json.dumps(own).encode()
+    return {"name": enc.name, "hash": hashlib.sha256(text).hexdigest(), "n_vocab": enc.n_vocab}
+
+
+def keep(enc: tiktoken.Encoding) -> dict:
+    """`tokenizer_id` and all that `kept_tokenizer` needs to make the encoding again."""
+    specials = {"pattern": enc._pat_str, "special_tokens": enc._special_tokens, "end_of_text": enc.eot_token}
+    return tokenizer_id(enc) | specials | {"ranks": ranks_text(enc._mergeable_ranks).decode()}
+
+
+def end_of_text(ident: dict) -> int:
+    """Id of the end-of-text of a kept tokenizer, or of one that is known by name."""
+    last = CL100K_SPECIALS[EOT] if ident["name"] == "cl100k_base" else ident["n_vocab"] - 1
+    return ident.get("end_of_text", last)
 
 
 def check_tokenizer(enc: tiktoken.Encoding, ident: dict, where: str) -> None:
@@ -90,23 +95,68 @@ def check_tokenizer(enc: tiktoken.Encoding, ident: dict, where: str) -> None:
 
 # ---------------------------------------------------------------- loading and saving
 class Encoding(tiktoken.Encoding):
-    """tiktoken's, with very long runs of blanks encoded piece by piece: its regular expressions fail on a million."""
+    """tiktoken's, for vocabularies from elsewhere too. Very long runs of blanks are encoded piece by piece: its regular
+    expressions fail on a million. A byte that the vocabulary lacks is left out of the ids, where tiktoken would fail:
+    SmolLM2's lacks 21, such as control characters. End-of-text may have another name, and any id."""
 
     LONG_BLANKS = re.compile(r"\s{10000}")
+
+    def __init__(self, name: str, *, pat_str: str, mergeable_ranks: Ranks, special_tokens: dict[str, int], eot: int):
+        lacking = [bytes([b]) for b in range(256) if bytes([b]) not in mergeable_ranks]
+        top = max(*mergeable_ranks.values(), *special_tokens.values())
+        ranks = mergeable_ranks | {byte: top + 1 + i for i, byte in enumerate(lacking)}  # past the vocabulary
+        super().__init__(name, pat_str=pat_str, mergeable_ranks=ranks, special_tokens=special_tokens)
+        self._mergeable_ranks, self.max_token_value = mergeable_ranks, top
+        self.eot, self.whole = eot, not lacking
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"eot": self.eot}
+
+    @property
+    def eot_token(self) -> int:
+        return self.eot
 
     def encode_ordinary(self, text: str) -> list[int]:
         ends = [match.end() for match in self.LONG_BLANKS.finditer(text)] if len(text) > 10_000 else []
         if not ends:
-            return super().encode_ordinary(text)
-        pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
-        return [i for piece in pieces for i in tiktoken.Encoding.encode_ordinary(self, piece)]
+            ids = super().encode_ordinary(text)
+        else:
+            pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
+            ids = [i for piece in pieces for i in tiktoken.Encoding.encode_ordinary(self, piece)]
+        return ids if self.whole else [i for i in ids if i <= self.max_token_value]
+
+
+def form_of(name: str, ranks: Ranks) -> tuple[str, dict[str, int]]:
+    """(pattern, specials) of a vocabulary that is known by name, or is our own: its end-of-text follows the ranks."""
+    return PATTERNS.get(name, OWN_PATTERN), CL100K_SPECIALS if name == "cl100k_base" else {EOT: len(ranks)}
 
 
 def make_encoding(name: str, ranks: Ranks) -> tiktoken.Encoding:
     """Encoding over `ranks`; end-of-text is the id after the last rank (cl100k_base: where its authors put it)."""
-    specials = CL100K_SPECIALS if name == "cl100k_base" else {EOT: len(ranks)}
-    pattern = PATTERNS.get(name, OWN_PATTERN)
-    return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+    pattern, specials = form_of(name, ranks)
+    return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials, eot=specials[EOT])
+
+
+def kept_tokenizer(kept: dict, where: str | os.PathLike) -> tiktoken.Encoding:
+    """The encoding of what `keep` made of it, found in `where` (a checkpoint)."""
+    ranks = parse_ranks(field(kept, "ranks", str, where).encode().splitlines(), f"{where}: its tokenizer's ranks")
+    specials = field(kept, "special_tokens", dict, where)
+    ids, eot = [*ranks.values(), *specials.values()], field(kept, "end_of_text", int, where)
+    good = all(type(i) is int and 0 <= i < 2**24 for i in ids) and len(set(ids)) == len(ids) and ranks
+    if not good or eot not in specials.values():
+        raise UserError(f"{where}: ids of its tokenizer are none, or given twice; use another checkpoint")
+    name, pattern = field(kept, "name", str, where), field(kept, "pattern", str, where)
+    try:
+        return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials, eot=eot)
+    except ValueError as error:  # tiktoken cannot read the pattern
+        raise UserError(f"{where}: its tokenizer's pattern is not readable ({error}); use another checkpoint") from None
+
+
+def tokenizer_of(ident: dict, folder: str | os.PathLike, where: str | os.PathLike) -> tiktoken.Encoding:
+    """The tokenizer of a checkpoint `where`: the one that lies in it, else that of the data folder, which must fit."""
+    enc = kept_tokenizer(ident, where) if "ranks" in ident else folder_tokenizer(folder)
+    check_tokenizer(enc, ident, where)
+    return enc
 
 
 def save_ranks(ranks: Ranks, path: str | os.PathLike) -> None:
@@ -121,15 +171,7 @@ def read_ranks(path: str | os.PathLike) -> Ranks:
         lines = file.read().splitlines()
     if suffix(path) in (".bpe", ".txt"):
         return _ranks_from_merges(lines, path)
-    ranks: Ranks = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
-            raise UserError(
-                f"{path}:{number}: expected a base64 token, a space and a rank; the file is damaged"
-            ) from None
+    ranks = parse_ranks(lines, path)
     if sorted(ranks.values()) != list(range(len(lines))) or any(bytes([b]) not in ranks for b in range(256)):
         raise UserError(
             f"{path}: ranks must be 0, 1, 2, ... and hold all 256 bytes; the file is damaged or not a vocabulary"
@@ -137,12 +179,30 @@ def read_ranks(path: str | os.PathLike) -> Ranks:
     return ranks
 
 
-def _ranks_from_merges(lines: list[bytes], path: Path) -> Ranks:
-    """GPT-2 writes each byte as a visible character: printable Latin-1 as itself, the others, in order, from U+0100."""
+def parse_ranks(lines: list[bytes], where: str | os.PathLike) -> Ranks:
+    ranks: Ranks = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"{where}:{number}: expected a base64 token, a space and a rank; the file is damaged"
+            ) from None
+    return ranks
+
+
+def visible_bytes() -> dict[str, int]:
+    """GPT-2 writes each byte as a visible character: printable Latin-1 as itself, the others from U+0100. In the order
+    of their ids in its vocabulary."""
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     hidden = [b for b in range(256) if b not in visible]
-    byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
-    ranks = {bytes([b]): rank for rank, b in enumerate(visible + hidden)}  # GPT-2's own order of the 256 bytes
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def _ranks_from_merges(lines: list[bytes], path: Path) -> Ranks:
+    byte_of = visible_bytes()
+    ranks = {bytes([b]): rank for rank, b in enumerate(byte_of.values())}
     for number, line in enumerate(lines, 1):
         if line.startswith(b"#version") or not line.strip():
             continue
@@ -234,96 +294,6 @@ def decode(enc: tiktoken.Encoding, ids: Iterable[int]) -> str:
     table, unknown = token_bytes(enc), "\ufffd".encode()
     parts = ((table[i] if 0 <= i < len(table) else None) for i in ids)
     return b"".join(unknown if part is None else part for part in parts).decode("utf-8", errors="replace")
-
-
-# ---------------------------------------------------------------- training
-def byte_pairs(parts: list[bytes], ranks: Ranks) -> list[bytes]:
-    """tiktoken's merging in plain Python: join the neighbours whose union ranks lowest until no union is a token."""
-    parts = list(parts)
-    while len(parts) > 1:
-        unions = [ranks.get(parts[i] + parts[i + 1]) for i in range(len(parts) - 1)]
-        found = [rank for rank in unions if rank is not None]
-        if not found:
-            break
-        i = unions.index(min(found))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def _byte_and_forced_ranks(forced: Iterable[str], find: Callable[[str], list[str]]) -> Ranks:
-    """The 256 bytes, then every prefix of every forced string; `find` cuts text into pre-tokens."""
-    ranks: Ranks = {bytes([b]): b for b in range(256)}
-    seeds = set()
-    for text in forced:
-        if find(text) != [text]:
-            raise UserError(
-                f"forced token {text!r}: splits into {find(text)}; force only strings that are one pre-token"
-            )
-        token = text.encode()
-        seeds.update(token[:end] for end in range(2, len(token) + 1))
-    for token in sorted(seeds, key=lambda t: (len(t), t)):  # shorter first: a prefix must merge before what it leads to
-        ranks[token] = len(ranks)
-    return ranks
-
-
-def train_bpe(
-    texts: Iterable[str], vocab_size: int, *, forced: Iterable[str] = (), pattern: str = OWN_PATTERN
-) -> Ranks:
-    """Byte-pair ranks learned from `texts`, deterministic (ties go to the smaller bytes).
-
-    vocab_size counts everything: 256 bytes, forced tokens, merges and the end-of-text token, so `n_vocab` of the
-    encoding is at most this (fewer when no pair repeats any more). `forced` strings become tokens before any merge is
-    learned, each with all its prefixes, so that it is always encoded as one token. Words are merged by `byte_pairs`,
-    thus the counts are those of tiktoken's own encoding. UserError when the vocabulary is too small or a forced
-    string is not one pre-token.
-    """
-    find = regex.compile(pattern).findall
-    ranks = _byte_and_forced_ranks(forced, find)
-    if vocab_size < len(ranks) + 1:
-        raise UserError(
-            f"vocab size {vocab_size}: bytes, forced tokens and end-of-text already take {len(ranks) + 1}; raise it"
-        )
-
-    pieces: Counter[str] = Counter()
-    for text in texts:
-        pieces.update(find(text))
-    words: Counter[bytes] = Counter()
-    for piece, count in pieces.items():
-        words[piece.encode()[:64]] += count  # the cut keeps long runs (rulers, spaces) from costing time
-    parts = {word: byte_pairs([word[i : i + 1] for i in range(len(word))], ranks) for word in words}
-    counts: Counter[bytes] = Counter()  # union of two neighbours -> how often it occurs
-    holders: dict[bytes, set[bytes]] = defaultdict(set)  # union -> words that may hold it
-    for word, split in parts.items():
-        for a, b in zip(split, split[1:], strict=False):
-            counts[a + b] += words[word]
-            holders[a + b].add(word)
-    heap = [(-count, union) for union, count in counts.items()]
-    heapq.heapify(heap)
-
-    while len(ranks) < vocab_size - 1 and heap:
-        count, union = heapq.heappop(heap)
-        if -count != counts[union]:
-            continue  # stale: the entry with the present count is elsewhere in the heap
-        if -count < 2:
-            break
-        ranks[union] = len(ranks)
-        changes: Counter[bytes] = Counter()
-        for word in holders.pop(union):
-            before, count = parts[word], words[word]
-            after = byte_pairs(before, ranks)  # older merges are done: only `union` and what it makes possible remain
-            if len(after) == len(before):
-                continue  # this word lost the pair to another merge
-            for a, b in zip(before, before[1:], strict=False):
-                changes[a + b] -= count
-            for a, b in zip(after, after[1:], strict=False):
-                changes[a + b] += count
-                holders[a + b].add(word)
-            parts[word] = after
-        for neighbour, change in changes.items():
-            if change:
-                counts[neighbour] += change
-                heapq.heappush(heap, (-counts[neighbour], neighbour))
-    return ranks
 
 
 # ---------------------------------------------------------------- command line

@@ -22,7 +22,7 @@ from data.benchmarks import WORLD_TASKS
 from data.checkpoints import weights_hash
 from data.files import UserError, read_json, write_json, write_text
 from data.math_qa import TASKS, load_questions
-from data.tokenizer import check_tokenizer, load_tokenizer
+from data.tokenizer import tokenizer_of
 from stage import WORLD, world_if_absent
 from study import plot
 from study.folder import HERE, Folder
@@ -104,7 +104,7 @@ class Ablations:
     def given_checkpoint(self) -> Task:
         """The start, as a task that is done."""
         ckpt = load_checkpoint(self.args.init)
-        check_tokenizer(load_tokenizer(str(self.args.data)), ckpt["tokenizer"], self.args.init)
+        tokenizer_of(ckpt["tokenizer"], self.args.data, self.args.init)
         record = {"path": str(self.args.init), "address": weights_hash(ckpt["model"])[:10]}
         return Task("init", "given", "init", "", {}, self.args.init.name, 0.0, record=record)
 

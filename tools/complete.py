@@ -21,7 +21,7 @@ import torch
 from common import UserError, explain, load_checkpoint, run, setup
 from data.math_qa import TEMPLATES, StopStrings, template_for
 from data.pass_at_k import TEMPERATURE, TOP_P
-from data.tokenizer import check_tokenizer, decode, folder_tokenizer, named_tokenizer
+from data.tokenizer import check_tokenizer, decode, folder_tokenizer, kept_tokenizer, named_tokenizer
 from model import load_model
 from sample import check_draw
 from stage import WORLD, add_system_args, check_numbers, describe_model, need_flags, world_if_absent
@@ -74,7 +74,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def tokenizer_of(ckpt: dict, args):
-    """The tokenizer of --data, else of the data folder that the checkpoint's run read, else the one it names."""
+    """The tokenizer that lies in the checkpoint, else that of --data, else of the data folder that the checkpoint's run
+    read, else the one it names."""
+    if "ranks" in ckpt["tokenizer"]:
+        return kept_tokenizer(ckpt["tokenizer"], args.ckpt)
     name, folder = ckpt["tokenizer"].get("name"), args.data or ckpt["config"].get("data") or WORLD
     try:
         here = args.data or Path(folder, "meta.json").is_file()

@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+import regex
 import tiktoken
 from tiktoken._educational import bpe_encode
 
 from common import UserError
 from data import tokenizer
+from data.bpe import byte_pairs
 from data.tokenizer import (
-    byte_pairs,
     check_tokenizer,
     decode,
     folder_tokenizer,
@@ -70,7 +71,7 @@ def test_forced_prefixes_are_added():
 def test_own_merging_is_tiktokens(ranks):
     enc = make_encoding("world", ranks)
     for text in TEXTS + ["Ivythen 1234567 pens\n\n  #### 99."]:
-        pieces = tokenizer.regex.findall(tokenizer.CL100K_PATTERN, text)
+        pieces = regex.findall(tokenizer.CL100K_PATTERN, text)
         ours = [ranks[t] for p in pieces for t in byte_pairs([bytes([b]) for b in p.encode()], ranks)]
         assert enc.encode_ordinary(text) == ours
 
