@@ -38,6 +38,7 @@ OTHER = {  # values that act in so small a run; every other flag gets a changed 
     "lr": ["0.003"],
     "mix": ["math-heavy"],
     "n_questions": ["5"],
+    "plan": ["laptop"],
     "save_at": ["5"],
     "save_every": ["1"],
     "save_tokens": ["480"],
