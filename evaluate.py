@@ -43,6 +43,7 @@ from model import load_model
 from processes import RANK, deal, gather
 from sample import check_draw
 from stage import (
+    PLAN,
     STRICT_LENGTH,
     WORLD,
     add_system_args,
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--bench-limit", type=int, help="first N items of each benchmark; default: --limit")
     add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
+    add("--plan", **PLAN)
     add = p.add_argument_group("Sampling").add_argument
     add("--k", type=int, nargs="+", default=[1, 8, 32], help="of pass@k, at most --n-samples")
     add("--n-samples", type=int, default=32, help="completions of each question")

@@ -45,6 +45,8 @@ from model import load_model
 from processes import PROCESSES, RANK, agree, gather, optimizer_state
 
 WORLD = "data/world"  # the default of --data
+BILL = "print what this takes on h100x8 (or a100x4, laptop, ...: tools/plan.py): memory, hours, disk; run nothing"
+PLAN = dict(nargs="?", const="h100x8", metavar="CARDS", help=BILL)
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"
 COUNTS = """steps micro_batch_size batch_size prompts_per_step prompts_per_batch max_new_tokens block_size
 sft_steps eval_questions""".split()
@@ -71,8 +73,6 @@ def add_system_args(p: argparse.ArgumentParser) -> None:
     add("--kernels", default="auto", choices=["auto", "triton", "torch"], help="auto = triton on a GPU, else torch")
     add("--seed", type=int, default=0, help="of weights, data order and sampling")
     add("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
-    bill = "print what this takes on h100x8 (or a100x4, laptop, ...: tools/plan.py): memory, hours, disk; run nothing"
-    add("--plan", nargs="?", const="h100x8", metavar="CARDS", help=bill)
 
 
 def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pretrain: bool = False) -> None:
@@ -91,6 +91,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
         add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     last = "go on with the run that wrote this file, or with a run folder's last one, under its own settings"
     add("--resume", metavar="CKPT|DIR", help=last)
+    add("--plan", **PLAN)
     if not pretrain:
         add = p.add_argument_group("Watching").add_argument
         add("--eval-every", type=int, default=0, help="steps between pass@1 on validation questions; 0 = off")
