@@ -78,6 +78,7 @@ OLMO2 |= dict(rope_theta=500_000.0, vocab_multiple=128)
 PRESETS = {
     "world": GPTConfig(qk_norm=True),
     "world-4x": GPTConfig(qk_norm=True, n_head=8, n_embd=256, n_hidden=704),  # 3.5M parameters
+    "small": GPTConfig(qk_norm=True, n_embd=64, n_hidden=176),  # 3.4M parameters with GPT-2's vocabulary
     "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768, n_hidden=2048, **GPT2),
     "olmo2-1b": GPTConfig(n_layer=16, n_head=16, n_embd=2048, n_hidden=8192, **OLMO2),
     "olmo2-4b": GPTConfig(n_layer=24, n_head=24, n_embd=3072, n_hidden=12288, **OLMO2),

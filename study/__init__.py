@@ -1,6 +1,6 @@
 """The study, in the order in which to read it; a module imports only from those above it.
 
-plan        presets             the settings of smoke, laptop and lab, and what their runs cost
+plan        presets             the settings of smoke, laptop, lab and real-small, and what their runs cost
             tasks               one command: its name, its flags, what it needs
             plan                a preset unfolded into runs, the most wanted first
 run         check               is a result what its command asked for?
@@ -9,7 +9,7 @@ run         check               is a result what its command asked for?
             manifest            runs.json: what was run, where it lies, what made it
             archive             runs.json.gz: the small files of a study in one
             known               finished work of another machine, taken over
-            setup               devices, and the world
+            setup               devices, and the world or a corpus
 read        controls            what answers reach that read little or nothing of their question
             stats               paired differences, intervals, verdicts
             read                evaluations by what was evaluated, logs, scores of each question
@@ -24,6 +24,7 @@ show        paper               the paper's numbers
             figures_conditions  questions, data and scale, seeds, rollouts, the base
             figures_controls    along a run, to large k, controls
             provenance          how a study was made, what is missing
+            real                what a study of real data shows
             report              report.md and report.html
 call        session             one call of `python -m study`: the world, the runs, the report
             logs                any run folders, read

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import source_hash
 from data.files import UserError, read_json, read_jsonl
+from data.prepare_corpus import MANIFEST
 from study.check import evaluation_fault
 from study.tasks import Task
 
@@ -31,6 +32,8 @@ def data_identity(folder: Path) -> str:
     read = [meta.get(key) for key in ("files", "mixes", "val", "block_size")]
     digest.update(json.dumps(read, sort_keys=True).encode())
     for path in sorted(path for kind in ("bin", "jsonl", "tiktoken") for path in folder.glob(f"*.{kind}")):
+        if path.name == MANIFEST:  # how the tokens were made, not what they are
+            continue
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

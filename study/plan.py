@@ -13,7 +13,7 @@ from study.tasks import Checkpoint, Plan
 def make_plan(preset: str, seed: int) -> Plan:
     """The pre-training and every block whose settings the preset has."""
     plan = Plan(preset, seed)
-    for needed, block in BLOCKS:
+    for needed, block in REAL_DATA if "corpus" in plan.p else BLOCKS:
         if not needed or needed in PRESETS[preset]:
             block(plan)
     return plan
@@ -101,6 +101,11 @@ def other_checkpoints(plan: Plan) -> None:
             plan.ask_base(start, n_shot, on="val", group="shots")
         for seed in plan.seeds(p["other_seeds"]):
             plan.train("rl", start, seed)
+
+
+def every_method_once(plan: Plan) -> None:
+    plan.block = "every method, once"
+    methods(plan, plan.late, plan.seed)
 
 
 def every_method_elsewhere(plan: Plan) -> None:
@@ -270,3 +275,4 @@ BLOCKS: list[tuple[str, Callable[[Plan], None]]] = [
     ("wide", wide),
     ("", every_method_elsewhere),
 ]
+REAL_DATA = [("", base_few_shot), ("", every_method_once)]

@@ -1,8 +1,9 @@
-"""The settings of every study, and what its runs cost: smoke, laptop, lab. plan.py unfolds them into runs.
+"""The settings of every study, and what its runs cost: smoke, laptop, lab, real-small. plan.py unfolds them into runs.
 
 Settings that belong together stand in one row (fmt: skip), so that a study is seen at a glance."""
 
 BENCHMARKS = ["lastword", "events", "facts", "twohop", "tools", "apply"]
+REAL_BENCHMARKS = ["lambada", "hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa"]
 
 # Rates: chosen on validation questions at one checkpoint, as many trials for each method (docs/tuning.md). Steps: what
 # the time allows. `early` and `late`: the primary checkpoints (steps), `others`: those post-trained beside them.
@@ -36,6 +37,7 @@ LAB = dict(
         first={1: [1 / 8, 1 / 2, 1, 2, 4], 0.5: [1]}, later={1: [1 / 8, 1], 0.5: [1]},
     ),
 )  # fmt: skip
+SMALL_RL = dict(task="gsm8k", steps=12, prompts_per_step=8, group_size=8, max_new_tokens=96, dtype="bfloat16")
 PRESETS = {
     "smoke": dict(
         world=["--tokens", "600000"],
@@ -50,6 +52,17 @@ PRESETS = {
     ),
     "laptop": LAPTOP,
     "lab": LAPTOP | LAB,
+    "real-small": dict(  # every path on real data; `corpus`: what data.prepare is told
+        corpus=["$REAL_DATA/general", "--math", "$REAL_DATA/gsm8k/train.jsonl", "--block-size", "768"],
+        task="gsm8k", benchmarks=REAL_BENCHMARKS, shots=[2, 0], trials={},
+        pretrain=dict(preset="small", steps=1000, block_size=768, batch_tokens=1536, lr=3e-3, micro_batch_size=2,
+                      dtype="bfloat16", eval_every=100),
+        save_at=[1000], early=1000, late=1000, seeds=1,
+        rl=SMALL_RL | dict(lr=1e-4), sft=dict(task="gsm8k", steps=150, lr=1e-3, batch_size=16, dtype="bfloat16"),
+        sft_rl=SMALL_RL | dict(lr=5e-5), parallel=SMALL_RL | dict(lr=3e-4, sft_lr=3e-4, batch_size=16),
+        test=dict(limit=48, bench_limit=100, n_samples=8, k=[1, 8], max_new_tokens=96, dtype="bfloat16"), val={},
+        seconds=dict(pretrain=450, rl=90, sft=150, sft_rl=90, parallel=120, eval=80),  # of each run
+    ),
 }  # fmt: skip
 # Rough seconds on one core: a laptop step of each stage; a token of pre-training; a completion 0-shot and few-shot.
 SECONDS = {"train_rl.py": 3.2, "train_sft.py": 0.6, "merge.py": 3.7}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import run, writable_dir
 from data.files import replacing, write_text
-from study import figures, figures_conditions, figures_controls, tables
+from study import figures, figures_conditions, figures_controls, real, tables
 from study.archive import samples_of
 from study.claims import MEANINGLESS, judged, sentences, short_table
 from study.provenance import made_by, not_run
@@ -289,6 +289,9 @@ def appendix(lab: Lab, draw: Drawn) -> list[tuple]:
 def blocks(lab: Lab) -> tuple[list[tuple], Drawn]:
     """The report, and the figures drawn for it."""
     tell = Progress()
+    if real.is_real(lab):
+        draw = Drawn({"losses": (real.losses, lab, "Losses and rewards, step by step")}, tell)
+        return real.blocks(lab, draw), draw
     claims, moved = judged(lab, tell), tables.movement(lab)
     draw = Drawn(drawings(lab, claims, moved), tell)
     out = head(lab, claims, draw)
@@ -318,7 +321,8 @@ def build(path: str | Path) -> Path:
                 file.write(draw.images[name])
         else:  # of an earlier report
             path.unlink(missing_ok=True)
-    write_text(lab.folder / "report.html", html("The claims of the paper, measured", whole, draw.images))
+    title = real.TITLE if real.is_real(lab) else "The claims of the paper, measured"
+    write_text(lab.folder / "report.html", html(title, whole, draw.images))
     write_text(lab.folder / "report.md", markdown(whole))
     return lab.folder / "report.md"
 

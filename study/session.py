@@ -11,7 +11,7 @@ from study.folder import HERE, Folder, data_identity
 from study.known import take_over
 from study.manifest import header_of, kept_of, read_manifest, write_manifest
 from study.runner import Runner, shown
-from study.setup import find_devices, make_world, world_command
+from study.setup import corpus_command, find_devices, make_corpus, make_world, world_command
 from study.tasks import Plan, Task, cores, minutes, words
 
 NAMED = 6  # runs named in a line
@@ -68,29 +68,42 @@ class Study(Session):
     """The runs of a preset, and its report."""
 
     def __init__(self, args, plan: Plan):
-        super().__init__(args, plan.tasks, args.out / "world" if plan.p["world"] else HERE / "data" / "world")
+        corpus, own_world = "corpus" in plan.p, plan.p.get("world")
+        data = args.out / "data" if corpus else args.out / "world" if own_world else HERE / "data" / "world"
+        super().__init__(args, plan.tasks, data)
         self.plan = plan
 
     def run(self) -> None:
-        args, folder, flags = self.args, self.folder, self.plan.p["world"]
+        args, folder = self.args, self.folder
         writable_dir(args.out)
         lock(args.out)
-        make_world(self.data, flags, args.out / "logs" / "world.log", own=bool(flags))
+        setup = self.make_data()
         folder.data = data_identity(self.data)
         if args.known:
             print(f"{take_over(folder, Path(args.known), args.accept_other_source)} runs taken over from {args.known}")
-        header = header_of(self.plan, self.jobs, folder.device, world_command(self.data, flags), self.data)
+        header = header_of(self.plan, self.jobs, folder.device, setup, self.data)
         failed = self.run_missing(header)
         self.report()
         refuse_failed(failed)
 
+    def make_data(self) -> list[str]:
+        """The world, or token files of real text, unless they are there; returns the command that makes them."""
+        p, logs = self.plan.p, self.args.out / "logs"
+        if "corpus" in p:
+            make_corpus(self.data, p["corpus"], logs / "corpus.log")
+            return corpus_command(self.data, p["corpus"])
+        make_world(self.data, p["world"], logs / "world.log", own=bool(p["world"]))
+        return world_command(self.data, p["world"])
+
     def report(self) -> None:
-        from study import report, summary  # loads matplotlib
+        from study import real, report, summary  # loads matplotlib
         from study.read import Lab
+        from study.render import markdown
 
         print("writing the report and its figures", flush=True)
         path = report.build(self.folder.dir)
-        print(summary.table(Lab(self.folder.dir)))
+        lab = Lab(self.folder.dir)
+        print(markdown([real.scores(lab), real.benchmarks(lab)]) if real.is_real(lab) else summary.table(lab))
         print(f"wrote {shown(path)}")
 
     def print_plan(self) -> None:

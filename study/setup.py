@@ -1,5 +1,6 @@
-"""What a study needs before its first run: devices, and the world."""
+"""What a study needs before its first run: devices, and the world or a corpus."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,23 @@ def make_world(data: Path, flags: list[str], log: Path, own: bool) -> None:
         print(f"{shown(data)} is of other code than data/world.py")
     command = world_command(data, flags)
     print(f"making the world, about 20 s; this is what it holds | {shown(log)}", flush=True)
+    run_shown(command, log, "the world could not be made")
+
+
+def corpus_command(data: Path, flags: list[str]) -> list[str]:
+    return ["python", "-m", "data.prepare", "corpus", *flags, "--out", shown(data)]
+
+
+def make_corpus(data: Path, flags: list[str], log: Path) -> None:
+    """Unless it is there. `flags` name files under $REAL_DATA."""
+    if not os.environ.get("REAL_DATA"):
+        raise UserError("REAL_DATA is not set: export REAL_DATA=path/to/data, the folder that docs/data.md describes")
+    print(f"making token files | {shown(log)}", flush=True)
+    run_shown(corpus_command(data, [os.path.expandvars(flag) for flag in flags]), log, "no corpus could be made")
+
+
+def run_shown(command: list[str], log: Path, failure: str) -> None:
+    """What the command prints goes to the terminal and to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
@@ -59,4 +77,4 @@ def make_world(data: Path, flags: list[str], log: Path, own: bool) -> None:
             made.terminate()
             failed = made.wait()
     if failed:
-        raise UserError(f"the world could not be made; see {log}")
+        raise UserError(f"{failure}; see {log}")

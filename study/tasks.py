@@ -86,6 +86,7 @@ class Plan:
         self.preset, self.p, self.seed = preset, PRESETS[preset], seed
         self.tasks: list[Task] = []
         self.known: dict[str, Task] = {}
+        self.task, self.benchmarks = self.p.get("task", "gsm"), self.p.get("benchmarks", BENCHMARKS)
         self.block = "pre-training"
         self.base = self.pretrain("base")
         self.models = {"base": self.base}  # and those of C4
@@ -100,7 +101,8 @@ class Plan:
 
     def add(self, task: Task) -> Task:
         """Into the plan, unless it is there."""
-        task.block = self.block
+        kind = task.method if task.kind == "train" else task.kind
+        task.block, task.cost = self.block, self.p.get("seconds", {}).get(kind, task.cost)
         if task.name not in self.known:
             self.known[task.name] = task
             self.tasks.append(task)
@@ -151,13 +153,14 @@ class Plan:
         inputs = {"init": (after, after.out) if after else start.file, **(inputs or {})}
         name, out = self.name(method, start, seed, variant), ckpt_name(flags["steps"])
         task = self.add(Task(name, "train", method, script, flags, out, cost, inputs, record))
-        self.evaluate(task, flags["steps"], method, tasks=tasks, group=group, reference=start)
+        reference = None if "corpus" in self.p else start  # with a real vocabulary, minutes
+        self.evaluate(task, flags["steps"], method, tasks=tasks, group=group, reference=reference)
         return task
 
     def ask_base(self, start: Checkpoint, n_shot: int, **asked) -> Task:
         """Benchmarks have no shots: they are scored once, with the first number of shots on the test questions."""
-        benchmarks = BENCHMARKS * (n_shot == self.p["shots"][0] and not asked)
-        return self.evaluate(*start, "base", n_shot=n_shot, tasks=["gsm", *benchmarks], **asked)
+        benchmarks = self.benchmarks * (n_shot == self.p["shots"][0] and not asked)
+        return self.evaluate(*start, "base", n_shot=n_shot, tasks=[self.task, *benchmarks], **asked)
 
     def evaluate(
         self,
@@ -180,7 +183,8 @@ class Plan:
         tokens = r.get("tokens") or Checkpoint(of, step).tokens
         flags = {**self.p.get(on, {}), "split": on, "seed": r["seed"], **change}
         flags |= {"n_shot": n_shot} if n_shot else {}
-        flags["tasks"] = tasks or ["gsm", *(BENCHMARKS if on == "test" and group in WITH_BENCHMARKS else [])]
+        benchmarks = self.benchmarks if on == "test" and group in WITH_BENCHMARKS else []
+        flags["tasks"] = tasks or [self.task, *benchmarks]
         record = dict(base=r["base"], seed=r["seed"], tokens=tokens, n_shot=n_shot, split=on, group=group)
         record["variant"] = r.get("variant", "") if variant is None else variant
         record |= dict(train_step=train_step, temperature=change.get("temperature", 0.6))
