@@ -124,7 +124,7 @@ def read_task(enc, task: str, block_size: int, args) -> dict:
     """Everything a task needs from files, checked before any task is sampled."""
     questions = load_questions(args.data, task, args.split)[: args.limit or None]
     template = template_for(args.template or task)
-    train = load_questions(args.data, task, "train") if task != "svamp" else []
+    train = load_questions(args.data, task, "train") if task not in ("svamp", "math500") else []
     if template.turn:
         shots = paper_exemplars(args.data, args.n_shot, template)
     else:

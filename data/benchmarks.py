@@ -32,7 +32,7 @@ import tiktoken
 
 from common import UserError, run
 from data.files import read_rows
-from data.questions import find_file
+from data.public import find_files
 
 WORLD_TASKS = ("lastword", "events", "facts", "twohop", "tools", "apply")
 REAL_FILES = {
@@ -110,17 +110,16 @@ def load_benchmark(
     if name not in (*WORLD_TASKS, *REAL_TASKS):
         raise UserError(f"benchmark {name!r}: unknown; give one of {', '.join((*WORLD_TASKS, *REAL_TASKS))}")
     if name in WORLD_TASKS:
-        path = Path(folder or ".") / f"bench_{name}.jsonl"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; make the world with `python -m data.world`, or give its folder")
+        paths = [Path(folder or ".") / f"bench_{name}.jsonl"]
+        if not paths[0].is_file():
+            raise UserError(f"{paths[0]}: no such file; make the world with `python -m data.world`, or give its folder")
     else:
         files = REAL_FILES[name]
-        file = files.get(split) or (files.get("val") if split == "test" else None)
-        if file is None:
+        if split not in files and (split != "test" or "val" not in files):
             raise UserError(f"benchmark {name!r} has no {split!r} split; use {' or '.join(files)}")
-        path = find_file(file, folder)
+        paths = find_files(name, files, split if split in files else "val", folder)
     items: list[Item] = []
-    for where, row in read_rows(path):
+    for where, row in (row for path in paths for row in read_rows(path)):
         try:
             item = _item(name, row)
             whole = isinstance(item.context, str) and all(isinstance(c, str) and c for c in item.choices)
@@ -132,7 +131,7 @@ def load_benchmark(
         if limit and len(items) == limit:
             break
     if not items:
-        raise UserError(f"{path}: no items (the file is empty); make or fetch it again")
+        raise UserError(f"{paths[0]}: no items (the file is empty); make or fetch it again")
     return items
 
 

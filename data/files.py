@@ -181,16 +181,19 @@ def read_jsonl(
 def read_rows(
     path: str | os.PathLike, dropped: list[str] | None = None, whole: bool = False
 ) -> Iterator[tuple[str, dict]]:
-    """(file and place, object) of a JSONL file, of a .json file that holds an array, or of a parquet file; `dropped`
-    and `whole` as in read_jsonl."""
+    """(file and place, object) of a JSONL file, of a .json file that holds an array or one object, or of a parquet
+    file; `dropped` and `whole` as in read_jsonl."""
     if suffix(path) == ".parquet":
         batches = ((list(batch), zip(*batch.values(), strict=True)) for batch in read_parquet(path))
         rows = (dict(zip(names, values, strict=True)) for names, table in batches for values in table)
         yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
         return
     with open_bytes(path) as file:
-        is_array = suffix(path) == ".json" and file.read(1000).lstrip()[:1] == b"["
-    if not is_array:
+        start = file.read(1000).lstrip() if suffix(path) == ".json" else b""
+    if start.split(b"\n")[0].rstrip() == b"{":  # one object over several lines
+        yield str(path), read_json(path, "JSON object")
+        return
+    if start[:1] != b"[":
         yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path, dropped, whole))
         return
     for number, row in enumerate(read_json(path, "JSON array of objects", list), 1):

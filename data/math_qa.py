@@ -24,7 +24,8 @@ from common import UserError, run
 from data.files import counted, read_jsonl, read_rows
 from data.grading import answers_equal, boxed_answer, clean, extract_answer, parse_number
 from data.prepared import PreparedQuestions
-from data.questions import REAL_FILES, TASKS, Question, find_file, load_questions, text_of
+from data.public import find_files
+from data.questions import REAL_FILES, TASKS, Question, load_questions, text_of
 from data.tokenizer import token_bytes
 
 
@@ -77,6 +78,7 @@ TASK_TEMPLATE = {
     "gsm8k": "gsm8k",
     "svamp": "gsm8k",
     "math": "boxed",
+    "math500": "boxed",
     "openmath": "boxed",
 }
 
@@ -124,7 +126,7 @@ def reward_flexible(completion: str, gold: str, template: Template | str = "worl
 def paper_exemplars(folder: str | os.PathLike | None, n_shot: int, template: Template) -> str:
     """The first `n_shot` of the authors' eight exemplars: rows of GSM8K's train file, with its calculator marks, which
     they drew by np.random.seed(42). For a boxed template the line `#### 8` reads `\\boxed{8}`."""
-    path = find_file(REAL_FILES["gsm8k"]["train"], folder)
+    (path, *_) = find_files("gsm8k", REAL_FILES["gsm8k"], "train", folder)
     rows = [row for _, row in read_rows(path, [])]
     if not 0 <= n_shot <= 8 or len(rows) != 7473:
         what = f"--n-shot {n_shot} of the paper's exemplars, out of {path} with {len(rows):,} rows"

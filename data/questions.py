@@ -6,12 +6,14 @@ r"""Files of math questions: what the data sets look like, and their questions.
 |           | expected_answer, problem_source}                             |                                           |
 | gsm8k     | {question, answer}; ends `#### N`, `<<..>>` marks (MIT)      | test 1,319; val: 500 of the 7,473 train   |
 | svamp     | array of {Body, Question, Equation, Answer} (MIT)            | test 1,000                                |
-| math      | {problem, solution[, answer]} (MIT)                          | test 500; val: 450 of the 4,500 train     |
+| math      | {problem, solution[, answer]} (MIT)                          | test 5,000; val: 500 of the 7,500 train   |
+| math500   | MATH-500, rows as those of math                              | test 500                                  |
 | openmath  | OpenMathInstruct-2 rows, keys as the world's (CC BY 4.0)     | train; val: a tenth, at most 1,000        |
 
 A row may lack its solution (RL needs the answer alone). Real files are looked for under the given folder, then under
-$REAL_DATA. Validation questions of the real sets are drawn from train with a fixed seed and are not in the train split
-that is returned.
+$REAL_DATA, by several names (data/public.py). Where MATH-500 and the other 4,500 test problems are all that is there of
+MATH, they serve as its test and train, and this is said. Validation questions of the real sets are drawn from train
+with a fixed seed and are not in the train split that is returned.
 """
 
 import hashlib
@@ -26,12 +28,14 @@ from pathlib import Path
 from data.files import UserError, counted, leave_out, read_rows
 from data.grading import answers_equal, boxed_answer, extract_answer, parse_number
 from data.prepared import Prepared, PreparedQuestions, is_prepared
+from data.public import find_files
 
 WORLD_TASKS = ("gsm", "hard")
 REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out of train where it has no file
     "gsm8k": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
     "svamp": {"test": "svamp/SVAMP.json"},
-    "math": {"train": "math/math_train_4500.jsonl", "test": "math/math500_test.jsonl"},
+    "math": {"train": "math/train.jsonl", "test": "math/test.jsonl"},
+    "math500": {"test": "math/math500_test.jsonl"},
     "openmath": {"train": "multi_solution/openmathinstruct2_rows.jsonl"},
 }
 TASKS = WORLD_TASKS + tuple(REAL_FILES)
@@ -49,16 +53,6 @@ class Question:
     solutions: list[str]
     answer: str
     source: str
-
-
-def find_file(relative: str, folder: str | os.PathLike | None) -> Path:
-    """`relative` under `folder`, else under $REAL_DATA; UserError when in neither."""
-    roots = [Path(root) for root in (folder, os.environ.get("REAL_DATA")) if root]
-    for root in roots:
-        if (root / relative).is_file():
-            return root / relative
-    places = " and ".join(map(str, roots)) or "no folder"
-    raise UserError(f"{relative}: not found (looked in {places}); set REAL_DATA to the folder that holds it")
 
 
 def text_of(row: dict, key: str, where: str) -> str:
@@ -91,12 +85,13 @@ def _read_row(row: dict, where: str) -> tuple[str, str, str, str]:
     raise UserError(f"{where}: keys {keys!r} are of no known question file; see the table in data/questions.py")
 
 
-def _read_questions(path: Path, task: str) -> list[Question]:
-    """Questions of a file, rows of the same problem together. Odd rows (no JSON, no gold answer that the task can use,
-    another gold answer than the problem's first) are left out and counted, if they are few."""
+def _read_questions(paths: list[Path], task: str) -> list[Question]:
+    """Questions of some files, rows of the same problem together. Odd rows (no JSON, no gold answer that the task can
+    use, another gold answer than the problem's first) are left out and counted, if they are few."""
     questions: dict[str, Question] = {}
     rows, refused, odd = 0, 0, []
-    for where, row in counted(read_rows(path, odd), f"reading {path.name}: rows"):
+    found = (row for path in paths for row in read_rows(path, odd))
+    for where, row in counted(found, f"reading {paths[0].name}: rows"):
         rows += 1
         try:
             problem, solution, gold, source = _read_row(row, where)
@@ -119,7 +114,7 @@ def _read_questions(path: Path, task: str) -> list[Question]:
     leave_out(odd, rows)
     if not questions:
         reason = f"no row has problem_source {task!r}" if rows else "the file is empty"
-        raise UserError(f"{path}: no questions ({reason}); make or fetch the file again")
+        raise UserError(f"{paths[0]}: no questions ({reason}); make or fetch the file again")
     return list(questions.values())
 
 
@@ -159,14 +154,16 @@ def load_questions(
         path = (given or Path(".")) / files[split]
         if not path.is_file():
             raise UserError(f"{path}: no such file; make the world with `python -m data.world`, or give its folder")
-    path = path or find_file(files["train" if split == "val" else split], given)
+    paths = [path] if path else find_files(task, files, "train" if split == "val" else split, given)
+    if task == "math" and paths[0].name == "math500_test.jsonl":
+        print("note: MATH's 5,000 test questions were not found; these are the 500 of MATH-500", flush=True)
 
-    found = _read_questions(path, task)
+    found = _read_questions(paths, task)
     if not has_val or split == "test":
         return found
     n_val = min(HELD_OUT[task], len(found) // 10)
     held = set(random.Random(HELD_OUT_SEED).sample(range(len(found)), n_val))
     found = [q for i, q in enumerate(found) if (i in held) == (split == "val")]
     if not found:
-        raise UserError(f"{path}: too few questions to hold out a {split} split; use train, or a larger file")
+        raise UserError(f"{paths[0]}: too few questions to hold out a {split} split; use train, or a larger file")
     return found
