@@ -84,7 +84,7 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     add("--out", metavar="DIR", help="run folder for checkpoints, settings and logs; default: runs/STAGE")
     if not pretrain:
         add("--init", metavar="CKPT", help="start a new run from these weights")
-        add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | math500 | svamp | openmath (real)")
+        add("--task", default="gsm", help="questions: gsm | hard (world), gsm8k | math | svamp | openmath (real)")
         add("--template", choices=list(TEMPLATES), help="of prompts and solutions; default: the task's own")
         add("--n-questions", type=int, default=0, help="use only the first N training questions; 0 = all")
         add("--max-prompt-tokens", type=int, default=0, help="leave out longer prompts; 0 = what fits the context")

@@ -9,7 +9,7 @@ from study.plan import make_plan
 from study.tasks import words
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "lab"])
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "lab", "real-small"])
 def test_every_run_has_a_name_and_comes_after_what_it_needs(preset):
     tasks = make_plan(preset, 1).tasks
     assert len({t.name for t in tasks}) == len(tasks)
@@ -74,3 +74,13 @@ def test_what_needs_what():
 
 def test_words():
     assert words({"batch_size": 64, "gold": True, "k": [1, 8]}) == ["--batch-size", "64", "--gold", "--k", "1", "8"]
+
+
+def test_real_data_takes_every_path_once():
+    tasks = make_plan("real-small", 1).tasks
+    assert [t.method for t in tasks if t.kind == "train"] == ["rl", "sft", "sft_rl", "parallel"]
+    for task in tasks[1:]:
+        asked = task.flags["tasks"] if task.kind == "eval" else [task.flags["task"]]
+        assert asked[0] == "gsm8k" and len(asked) in (1, 7) and "reference" not in task.inputs
+    assert sum(len(t.flags["tasks"]) == 7 for t in tasks if t.kind == "eval") == 5  # but the base 0-shot
+    assert tasks[0].cost == 450  # the preset's own, not the world's

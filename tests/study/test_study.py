@@ -11,6 +11,7 @@ from finished_runs import find, planned, write_all, write_result, write_run
 
 import common
 from data.files import UserError
+from data.tokenizer import save_ranks
 from study import __main__ as cli
 from study import session, setup
 from study.folder import HERE
@@ -106,6 +107,26 @@ def test_the_world_is_shown_while_it_is_made(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(setup, "world_command", lambda data, flags: ["python", "-c", "raise SystemExit(3)"])
     with pytest.raises(UserError, match=r"the world could not be made; see .*world.log"):
         setup.make_world(tmp_path / "world", [], tmp_path / "logs" / "world.log", own=True)
+
+
+def test_real_data_needs_its_folder_and_is_prepared_in_the_studys(monkeypatch, tmp_path, capfd):
+    monkeypatch.delenv("REAL_DATA", raising=False)
+    with pytest.raises(UserError, match="REAL_DATA is not set: export REAL_DATA=path/to/data"):
+        call(monkeypatch, "--preset", "real-small", "--out", tmp_path / "study")
+    source = tmp_path / "real" / "general"
+    source.mkdir(parents=True)
+    (source / "a.txt").write_text("A line of text.\n" * 20_000)
+    monkeypatch.setenv("REAL_DATA", str(tmp_path / "real"))
+    flags = ["$REAL_DATA/general", "--tokenizer", str(HERE / "missing.bpe"), "--val-fraction", "0.4"]
+    with pytest.raises(UserError, match="no corpus could be made; see .*corpus.log"):
+        setup.make_corpus(tmp_path / "data", flags, tmp_path / "corpus.log")
+    assert "missing.bpe" in capfd.readouterr().out
+    save_ranks({bytes([b]): b for b in range(256)}, tmp_path / "bytes.tiktoken")
+    flags[2] = str(tmp_path / "bytes.tiktoken")
+    setup.make_corpus(tmp_path / "data", flags, tmp_path / "corpus.log")
+    before = session.data_identity(tmp_path / "data")
+    (tmp_path / "data" / "manifest.jsonl").write_text("of another machine\n")
+    assert before == session.data_identity(tmp_path / "data") != ""
 
 
 def test_devices(monkeypatch):
