@@ -155,7 +155,7 @@ def load_questions(
         if not path.is_file():
             raise UserError(f"{path}: no such file; make the world with `python -m data.world`, or give its folder")
     paths = [path] if path else find_files(task, files, "train" if split == "val" else split, given)
-    if task == "math" and paths[0].name == "math500_test.jsonl":
+    if task == "math" and not path and paths[0].name == "math500_test.jsonl":
         print("note: MATH's 5,000 test questions were not found; these are the 500 of MATH-500", flush=True)
 
     found = _read_questions(paths, task)
