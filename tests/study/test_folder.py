@@ -190,6 +190,10 @@ def test_an_edited_line_makes_runs_stale(code, tmp_path):
     assert {t.kind for t in made.stale()} == {"eval"} and len(made.stale()) == sum(t.kind == "eval" for t in made.tasks)
 
 
+def place(path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
 def test_stale_runs_are_set_aside_and_nothing_is_lost(code, tmp_path):
     """Cut off in between, the rest is still stale; runs of several codes, and of none that is known, are stale too."""
     made = write_all(planned("smoke", tmp_path / "study"))
@@ -203,12 +207,12 @@ def test_stale_runs_are_set_aside_and_nothing_is_lost(code, tmp_path):
     assert names(stale) == {"sft", "sft_rl", "gold", "gold_rl"} and made.source(gold) is None
     write_run(made, find(made, "gold_rl"))
     stale = made.stale()
-    held = {p.name: p.read_bytes() for t in stale for p in [made.path(t)]}
+    held = {place(p): p.read_bytes() for p in map(made.path, stale)}
     made.set_aside(stale[-3:])
     assert made.stale() == stale[:-3]
     aside = made.set_aside(made.stale())
     assert made.stale() == [] and made.to_do() == stale
-    kept = {p.name: p.read_bytes() for p in aside.rglob("*") if p.name in held}
+    kept = {place(p): p.read_bytes() for p in aside.rglob("*") if place(p) in held}
     assert kept == held and (aside / "0ther" / "runs" / f"{sft.name}-{made.address(sft)}" / sft.out).exists()
 
 
