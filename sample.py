@@ -26,7 +26,7 @@ from common import UserError, run
 from kernels.attention import attention
 from kernels.cache import PromptCache, Replayed, Unfinished, batch_rows, repeat_last, round_up
 from kernels.decode import prefix_tail_attention_torch
-from kernels.dispatch import to_autocast
+from kernels.dispatch import choose_impl, to_autocast
 from kernels.logprob import float32_logits
 from processes import deal, gather
 
@@ -90,13 +90,13 @@ def generate(
             batch = Unfinished(model, cache, n_samples)
         h = last.repeat_interleave(n_samples, dim=0)  # a completion begins where its prompt ends
         h = repeat_last(h, batch_rows(N))
+        u = uniform_noise(seed, question.repeat_interleave(n_samples), torch.arange(N) % n_samples, max_new_tokens)
         for step in range(max_new_tokens):
             ids = batch.ids  # (R,): which of the N completions the rows of h are
             logits = float32_logits(h, head)[: len(ids)]  # (R, V)
             check_logits(logits)
             # ABLATION: other logits, another way to draw from them
-            u = uniform_noise(seed, question[ids // n_samples], ids % n_samples, step)
-            new = sample_tokens(logits, u.to(logits.device), temperature, top_p)  # (R,)
+            new = sample_tokens(logits, u[step, ids].to(logits.device), temperature, top_p)  # (R,)
             tokens[ids, step], lengths[ids] = new.cpu(), step + 1
             if return_logprobs:
                 logprobs[ids, step] = token_logprobs(logits / temperature, new).cpu()
@@ -122,50 +122,34 @@ def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.
 
 # ----------------------------------------------------------------------------------------------------------- reading
 def read(model, prompts: list[list[int]], prefix: list[int]) -> tuple[torch.Tensor, PromptCache]:
-    """Read prefix + prompt for each prompt -> last hidden states (P, C) and the cache. A prefix is read once."""
-    width = round_up(len(prefix) + max(map(len, prompts)), 16)
-    return read_after(model, prefix, prompts, width) if prefix else read_whole(model, prompts, width)
-
-
-def read_whole(model, rows: list[list[int]], width: int) -> tuple[torch.Tensor, PromptCache]:
-    idx = pad_rows(rows, width, model.device, left=True)
-    first = torch.tensor([width - len(r) for r in rows], dtype=torch.int32, device=model.device)
-    positions = (torch.arange(width, device=model.device)[None] - first[:, None]).clamp(min=0)
+    """Read prefix + prompt for each prompt -> last hidden states (P, C) and the cache. The prefix is read once: the
+    prompts attend to its keys."""
+    common, n, device = None, len(prefix), model.device
+    if prefix:
+        _, cache = read(model, [prefix], [])
+        common = [(k[:, :, :n].contiguous(), v[:, :, :n].contiguous()) for k, v in cache.layers]
+    lengths = torch.tensor([len(row) for row in prompts], device=device)
+    idx = pad_rows(prompts, round_up(int(lengths.max()), 16), device)  # at the right, where causality hides the pads
+    positions = (n + torch.arange(idx.shape[1], device=device)).clamp(max=model.config.block_size - 1)
     layers = []
 
     def attend(layer, q, k, v):
-        layers.append((k.contiguous(), v.contiguous()))  # read at every step of decoding
-        return attention(q, k, v, first=first[:, None].expand(-1, width), impl=model.impl)
+        wide = torch.promote_types(k.dtype, torch.float32) if device.type == "cpu" else k.dtype
+        layers.append((k.to(wide).contiguous(), v.to(wide).contiguous()))  # read at every step of decoding
+        if common is None:
+            return attention(q, k, v, impl=model.impl)
+        return prefix_tail_attention_torch(q, *common[layer], None, *layers[layer], group_size=len(prompts))
 
-    return model.hidden(idx, positions=positions, attend=attend)[:, -1], PromptCache(layers, first)
-
-
-def read_after(model, prefix: list[int], rows: list[list[int]], width: int) -> tuple[torch.Tensor, PromptCache]:
-    """`read_whole` of prefix + row for each row, with the prefix read once: the rows attend to its keys."""
-    _, shared = read_whole(model, [prefix], len(prefix))
-    n, lengths = len(prefix), torch.tensor([len(r) for r in rows], device=model.device)
-    idx = pad_rows(rows, round_up(int(lengths.max()), 16), model.device)  # right-padded: causality hides the pads
-    positions = (n + torch.arange(idx.shape[1], device=model.device))[None].expand(len(rows), -1)
-    layers = []
-
-    def attend(layer, q, k, v):
-        whole = [x.new_zeros(len(rows), x.shape[1], width, x.shape[3]) for x in (k, v)]
-        for i, row in enumerate(rows):  # [pads | prefix | row], as read_whole lays it out
-            start = width - n - len(row)
-            for x, head, own in zip(whole, shared.layers[layer], (k, v), strict=True):
-                x[i, :, start : start + n] = head[0]
-                x[i, :, start + n :] = own[i, :, : len(row)]
-        layers.append(tuple(whole))
-        return prefix_tail_attention_torch(q, *shared.layers[layer], None, k, v, group_size=len(rows))
-
-    h = model.hidden(idx, positions=positions.clamp(max=model.config.block_size - 1), attend=attend)
-    first = (width - n - lengths).to(torch.int32)
-    return h[torch.arange(len(rows), device=model.device), lengths - 1], PromptCache(layers, first)
+    h = model.hidden(idx, positions=positions[None], attend=attend)
+    cache = PromptCache(layers, lengths, common)
+    if choose_impl(model.impl, h) == "triton":
+        cache = cache.copied()
+    return h[torch.arange(len(prompts), device=device), lengths - 1], cache
 
 
-def pad_rows(rows: list[list[int]], width: int, device, left: bool = False) -> torch.Tensor:
+def pad_rows(rows: list[list[int]], width: int, device) -> torch.Tensor:
     """Rows of ids -> (B, width) int64, padded with 0 (a real id: masks and lengths hide the pads, not values)."""
-    padded = [[0] * (width - len(r)) + r if left else r + [0] * (width - len(r)) for r in rows]
+    padded = [row + [0] * (width - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
 
 
@@ -180,8 +164,9 @@ def evaluation_mode(model):
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
-def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
-    """One number in [0, 1) a row, a pure function of (seed, question, sample, position): splitmix64, wrapping int64.
+def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, positions: int) -> torch.Tensor:
+    """(positions, rows), each number in [0, 1) a pure function of (seed, question, sample, position): splitmix64,
+    wrapping int64. question, sample (rows,).
 
     A generator's stream would tie each draw to the rows beside it; this way batch size and finished rows change
     nothing.
@@ -193,7 +178,7 @@ def uniform_noise(seed: int, question: torch.Tensor, sample: torch.Tensor, posit
         return z ^ ((z >> 31) & ((1 << 33) - 1))
 
     z = torch.full_like(question, seed)
-    for part in (question, sample, torch.full_like(question, position)):
+    for part in (question, sample, torch.arange(positions)[:, None]):
         z = mix(z + (part + 1) * -0x61C8864680B583EB)  # golden-ratio increments keep neighbouring ids apart
     return ((z >> 40) & ((1 << 24) - 1)).to(torch.float32) / (1 << 24)  # 24 bits: exact in float32
 
@@ -205,7 +190,7 @@ def sample_tokens(logits: torch.Tensor, u: torch.Tensor, temperature: float, top
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = torch.softmax(logits / temperature, dim=-1)
+    probs = torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)
     if top_p >= 1:
         return inverse_cdf(probs, u)
     peak, choice = probs.max(-1)
@@ -298,7 +283,8 @@ def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     positions = (begin[:, None] + torch.arange(T, device=device)).clamp(max=model.config.block_size - 1)
 
     def attend(layer, q, k, v):
-        return prefix_tail_attention_torch(q, *cache.layers[layer], cache.first, k, v, group_size=group)
+        settings = dict(group_size=group, prefix_lengths=cache.lengths)
+        return prefix_tail_attention_torch(q, *cache.layers[layer], None, k, v, **settings)
 
     h = model.hidden(idx, positions=positions, attend=attend)
     h = torch.cat((last.repeat_interleave(group, dim=0)[:, None], h), dim=1)[:, : max(map(len, rows))]

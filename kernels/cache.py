@@ -13,10 +13,28 @@ from kernels.decode import decode_attention
 
 @dataclass
 class PromptCache:
-    """Keys and values of P prompts, padded at the left: all end in the last column, and their completions go on."""
+    """Keys and values of P prompts, padded at the right; `common`, of a prefix that all of them begin with."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]  # k and v of each layer, (P, K, width, D)
-    first: torch.Tensor  # (P,) int32: the column where each prompt begins
+    lengths: torch.Tensor  # (P,): each prompt's own tokens
+    common: list[tuple[torch.Tensor, torch.Tensor]] | None  # (1, K, n, D)
+
+    def starts(self) -> torch.Tensor:
+        """(P,): the position of the first token after each prompt."""
+        return self.lengths + self.common[0][0].shape[2] if self.common else self.lengths
+
+    def kept(self, prompts: torch.Tensor) -> "PromptCache":
+        return PromptCache([(k[prompts], v[prompts]) for k, v in self.layers], self.lengths[prompts], self.common)
+
+    def copied(self) -> "PromptCache":
+        """The same with a copy of the common prefix in each prompt: Triton's kernel takes one prefix a row."""
+        if not self.common:
+            return self
+        whole = [
+            tuple(torch.cat((c.expand(len(x), -1, -1, -1), x), dim=2) for c, x in zip(common, own, strict=True))
+            for common, own in zip(self.common, self.layers, strict=True)
+        ]
+        return PromptCache(whole, self.starts(), None)
 
 
 class Unfinished:
@@ -25,9 +43,9 @@ class Unfinished:
     The keys of one layer (its values lie alike) after three tokens, when all samples of prompt 1 have ended:
 
         prompts.layers  (P, K, width, D)                  tails  (rows, K, slots, D)
-        prompt 0  . . . p p p p p p p   seats  0 - 15     row 0  t t t _ _ ..    prompt[0] = 2, in seat 32
-        prompt 1  p p p p p p p p p p   seats 16 - 31     row 1  t t t _ _ ..    prompt[1] = 0, in seat 0
-        prompt 2  . p p p p p p p p p   seats 32 - 47     row 2  t t t _ _ ..    prompt[2] = 2, in seat 33
+        prompt 0  p p p p p p p . . .   seats  0 -  7     row 0  t t t _ _ ..    prompt[0] = 2, in seat 16
+        prompt 1  p p p p p p p p p p   seats  8 - 15     row 1  t t t _ _ ..    prompt[1] = 0, in seat 0
+        prompt 2  p p p p p p p p p .   seats 16 - 23     row 2  t t t _ _ ..    prompt[2] = 2, in seat 17
 
         p  a prompt's tokens, once for all its samples    t  a row's own tokens, `length` of them in every row
         .  padding                                        _  free slots; 16 more when there are none
@@ -39,7 +57,7 @@ class Unfinished:
 
     def __init__(self, model, prompts: PromptCache, n_samples: int):
         self.model, self.prompts, self.length = model, prompts, 0
-        self.ids = torch.arange(len(prompts.first) * n_samples)  # (R,): which of the N completions a row is
+        self.ids = torch.arange(len(prompts.lengths) * n_samples)  # (R,): which of the N completions a row is
         self.prompt = self.ids // n_samples  # (R,): which of the cached prompts it reads
         rows = self.n_rows(len(self.ids))
         self.tails = [tuple(x.new_empty(rows, x.shape[1], 0, x.shape[3]) for x in kv) for kv in prompts.layers]
@@ -58,15 +76,13 @@ class Unfinished:
 
     def take_seats(self) -> None:
         """Seat the rows of a prompt side by side. Prompts without rows are forgotten once they are a quarter of all."""
-        counts = torch.bincount(self.prompt, minlength=len(self.prompts.first))  # (P,): rows of each prompt
+        counts = torch.bincount(self.prompt, minlength=len(self.prompts.lengths))  # (P,): rows of each prompt
         alive = counts > 0
         if int(alive.sum()) <= 0.75 * len(alive):
-            kept = alive.nonzero().squeeze(-1).to(self.prompts.first.device)
-            layers = [(k[kept], v[kept]) for k, v in self.prompts.layers]
-            self.prompts = PromptCache(layers, self.prompts.first[kept])
+            self.prompts = self.prompts.kept(alive.nonzero().squeeze(-1).to(self.prompts.lengths.device))
             self.prompt = (alive.cumsum(0) - 1)[self.prompt]
             counts = counts[alive]
-        self.group = round_up(int(counts.max()), 16)
+        self.group = round_up(int(counts.max()), 8)
         self.seats = self.seating(counts)
 
     def n_rows(self, n: int) -> int:
@@ -74,7 +90,7 @@ class Unfinished:
 
     def seating(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The seat of each row, and the row in each seat."""
-        device, order = self.prompts.first.device, self.prompt.argsort(stable=True)  # the rows, by prompt
+        device, order = self.prompts.lengths.device, self.prompt.argsort(stable=True)  # the rows, by prompt
         place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # 0.. in each prompt
         seat_of, row_of = torch.empty_like(order), torch.zeros(len(counts) * self.group, dtype=torch.long)
         seat_of[order] = self.prompt[order] * self.group + place
@@ -87,27 +103,35 @@ class Unfinished:
         (rows, C): the first R count, see `batch_rows`."""
         rows, length, device = batch_rows(len(tokens)), self.length, self.model.device
         if length == self.tails[0][0].shape[2]:
-            self.grow(rows)
-        width, prompt = self.prompts.layers[0][0].shape[2], self.seats[0] // self.group
-        position = width - self.prompts.first.long()[prompt] + length
+            self.grow(rows, length + 16)
+        position = self.prompts.starts()[self.seats[0] // self.group] + length
 
         def attend(layer, q, k, v):  # q (rows, H, 1, D), k and v (rows, K, 1, D)
             own = [x[:rows] for x in self.tails[layer]]
             for x, new in zip(own, (k, v), strict=True):
                 x[:, :, length] = new[:, :, 0]
-            settings = dict(group_size=self.group, seats=self.seats, tail_lengths=length + 1, impl=self.model.impl)
-            shared = (*self.prompts.layers[layer], self.prompts.first)
-            return decode_attention(q[:, :, 0], *shared, *own, **settings).unsqueeze(2)
+            return self.attended(layer, q, own, length + 1)
 
         self.length += 1
         tokens = repeat_last(tokens, rows).to(device)
         return self.model.hidden(tokens[:, None], positions=position[:, None], attend=attend)[:, 0]
 
-    def grow(self, rows: int) -> None:
-        """16 more slots a row, for the rows that are left."""
+    def attended(self, layer: int, q, tails, tail_lengths) -> torch.Tensor:
+        """(rows, H, 1, D): the attention of q (rows, H, 1, D) over prompts and tails."""
+        prompts, seats = self.prompts, dict(group_size=self.group, seats=self.seats)
+        lengths = dict(prefix_lengths=prompts.lengths, tail_lengths=tail_lengths)
+        common = prompts.common and prompts.common[layer]
+        keys = (*prompts.layers[layer], None, *tails)
+        out = decode_attention(q[:, :, 0], *keys, **seats, **lengths, common=common, impl=self.model.impl)
+        return out.unsqueeze(2)
+
+    def grow(self, rows: int, slots: int) -> None:
+        """More slots a row, for the rows that are left."""
         for layer, kv in enumerate(self.tails):  # one by one: the old list whole would double the cache
-            wider = (torch.cat((x[:rows], x.new_zeros(rows, x.shape[1], 16, x.shape[3])), dim=2) for x in kv)
-            self.tails[layer] = tuple(wider)
+            tails = tuple(x.new_zeros(rows, x.shape[1], slots, x.shape[3]) for x in kv)
+            for new, old in zip(tails, kv, strict=True):
+                new[:, :, : old.shape[2]] = old[:rows]
+            self.tails[layer] = tails
 
 
 class Replayed(Unfinished):
@@ -127,28 +151,20 @@ class Replayed(Unfinished):
     def take_seats(self) -> None:
         rows = batch_rows(len(self.ids))
         if self.rows and 2 * rows > self.rows:  # the same shapes: new seats in the old tensors
-            counts = torch.bincount(self.prompt, minlength=len(self.prompts.first))
+            counts = torch.bincount(self.prompt, minlength=len(self.prompts.lengths))
             for old, new in zip(self.seats, self.seating(counts), strict=True):
                 old.copy_(new)
             return
         self.rows, self.replay, device = rows, None, self.model.device
         super().take_seats()
-        self.grow(rows)
+        self.grow(rows, self.slots)
         self.tokens, self.position = torch.zeros(2, rows, dtype=torch.long, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)  # of the rows' tails
         self.slot = torch.zeros(1, dtype=torch.long, device=device)  # where the new token's keys and values go
 
-    def grow(self, rows: int) -> None:
-        for layer, kv in enumerate(self.tails):
-            tails = tuple(x.new_zeros(rows, x.shape[1], self.slots, x.shape[3]) for x in kv)
-            for new, old in zip(tails, kv, strict=True):
-                new[:, :, : old.shape[2]] = old[:rows]
-            self.tails[layer] = tails
-
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        width, prompt = self.prompts.layers[0][0].shape[2], self.seats[0] // self.group
         self.tokens.copy_(repeat_last(tokens, self.rows))
-        self.position.copy_(width - self.prompts.first.long()[prompt] + self.length)
+        self.position.copy_(self.prompts.starts()[self.seats[0] // self.group] + self.length)
         self.slot.fill_(self.length)
         self.length += 1
         self.lengths.fill_(self.length)
@@ -164,9 +180,7 @@ class Replayed(Unfinished):
     def attend(self, layer: int, q, k, v):
         for x, new in zip(self.tails[layer], (k, v), strict=True):
             x.index_copy_(2, self.slot, new)
-        settings = dict(group_size=self.group, seats=self.seats, tail_lengths=self.lengths, impl=self.model.impl)
-        shared = (*self.prompts.layers[layer], self.prompts.first)
-        return decode_attention(q[:, :, 0], *shared, *self.tails[layer], **settings).unsqueeze(2)
+        return self.attended(layer, q, self.tails[layer], self.lengths)
 
 
 def capture_graph(work):

@@ -4,7 +4,8 @@ Row i = p * G + g is sample g of prompt p. Its query sees the prompt's keys (sto
 
     o[i] = softmax over [prefix of p | tail of i] of <q[i], k> / sqrt(D), times v
 
-The two parts are computed apart and joined by their log-sum-exp: o = w o_p + (1 - w) o_t, w = sigmoid(lse_p - lse_t).
+The two parts are computed apart and joined by their log-sum-exp: o = w o_p + (1 - w) o_t, w = sigmoid(lse_p - lse_t),
+which is to say that the prefix counts in the tail's softmax as one key, of score lse_p and value o_p.
 So the prefix is a matrix product of the group's G (x heads per key head) queries with one set of keys: read once a
 group, not once a sample. Bytes a step and layer: 2 H_kv D (P Tp + B Tt) elements against 2 H_kv D B (Tp + Tt) of
 separate caches; 32 prompts x 16 samples, 400 prefix and 32 own keys: 29,184 keys against 221,184.
@@ -37,9 +38,8 @@ def prefix_mask(prefix_first, prefix_lengths, P: int, Tp: int, device):
     if prefix_first is None and prefix_lengths is None:
         return None
     slot = torch.arange(Tp, device=device)
-    start = 0 if prefix_first is None else prefix_first.view(P, 1)
     stop = Tp if prefix_lengths is None else torch.as_tensor(prefix_lengths, device=device).reshape(-1, 1)
-    return (slot >= start) & (slot < stop)
+    return slot < stop if prefix_first is None else (slot >= prefix_first.view(P, 1)) & (slot < stop)
 
 
 def tail_mask(tail_lengths, Tq: int, Tt: int, device):
@@ -76,30 +76,31 @@ def prefix_tail_attention_reference(
 
 
 # ---------------------------------------------------------------- torch path
-def _bias(mask, H_kv, R, dtype):
-    """mask (P or 1, Tq, T) -> what `_partial` adds to its scores: (P * H_kv or 1, R * Tq, T), 0 where visible, else
-    -1e30. Added inside the product it is free, where masked_fill_ costs as much as the product. Not -inf: a query that
-    sees nothing then gets finite numbers and a log-sum-exp of about -1e30."""
-    if mask is None:
-        return None
-    stat = torch.promote_types(dtype, torch.float32)
-    bias = torch.where(mask, 0.0, -1e30).to(stat)[:, None, None]
-    return bias.expand(-1, H_kv if len(mask) > 1 else 1, R, -1, -1).flatten(0, 1).flatten(1, 2)
+def _bias(mask, dtype):
+    """bool mask -> what is added to scores: 0 where visible, else -1e30. Not -inf: a query that sees nothing then gets
+    finite numbers and a log-sum-exp of about -1e30."""
+    return torch.where(mask, 0.0, -1e30).to(dtype)
 
 
-def _partial(q, k, v, bias):
-    """o (N, M, D) and log-sum-exp (N, M, 1) of queries q (N, M, D) over keys k, v (N, T, D); q carries the scale."""
-    stat = torch.promote_types(q.dtype, torch.float32)
-    if k.shape[1] == 0:
-        return torch.zeros_like(q, dtype=stat), q.new_full((*q.shape[:2], 1), -1e30, dtype=stat)
-    if bias is not None and q.dtype == stat:
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2))
-    else:
-        scores = torch.bmm(q, k.transpose(1, 2)).to(stat)
-        scores = scores if bias is None else scores.add_(bias)
-    p = scores.softmax(-1)  # one fused pass; its log-sum-exp is max score - log max p; max p >= 1 / T cannot underflow
-    lse = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
-    return torch.bmm(p.to(v.dtype), v).to(stat), lse
+def _softmax_over(q, k, v, bias):
+    """Queries q (N, H, M, D) over keys k, v (N, H, T, D): o (N, H, M, D) and log-sum-exp (N, H, M)."""
+    if q.device.type == "cpu":  # one fused pass; a row's bits do not depend on the others if M is a multiple of 4
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, attn_mask=bias)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
+
+
+def _prefix_part(q, k, v, bias, seats):
+    """q (B, H_kv, M, D) over prefixes k, v (P, H_kv, T, D), the M queries of all rows of one prefix in one product:
+    o (B * H_kv, M, D) and log-sum-exp (B * H_kv, M, 1)."""
+    (P, H_kv), M = k.shape[:2], q.shape[2]
+    seated = q if seats is None else q.index_select(0, seats[1])
+    groups = seated.unflatten(0, (P, -1)).transpose(1, 2)  # (P, H_kv, G, M, D)
+    found = _softmax_over(groups.flatten(2, 3), k, v, bias)
+    found = (x.transpose(1, 2).reshape(len(seated), M, H_kv, -1) for x in found)  # their layout in memory, on a CPU
+    found = (x if seats is None else x.index_select(0, seats[0]) for x in found)
+    return [x.transpose(1, 2).flatten(0, 1) for x in found]
 
 
 @torch.no_grad()
@@ -115,32 +116,41 @@ def prefix_tail_attention_torch(
     prefix_lengths=None,
     tail_lengths=None,
     seats=None,
+    common=None,
 ):
     """Torch path of `decode_attention`, for Tq >= 1 new tokens a row: q (B, H, Tq, D) -> (B, H, Tq, D). The Tq queries
     are the row's last Tq valid tail slots (tail_lengths[i]-Tq..tail_lengths[i]-1), causal among themselves, so it also
-    reads questions after a shared few-shot prefix and answer choices after a shared context. Caches whose (P, H_kv) or
-    (B, H_kv) axes merge without a copy (contiguous ones, and [:, :, :n] of contiguous ones) are read in place. On CPU
-    in float32: a batch of small 16-bit products is slow there, so keep CPU caches in float32."""
-    B, H, Tq, D = q.shape
-    P, H_kv, Tp, _ = prefix_k.shape
-    G, R, Tt, dtype = group_size, H // H_kv, tail_k.shape[2], q.dtype
+    reads questions after a shared few-shot prefix and answer choices after a shared context. On CPU in float32: a batch
+    of small 16-bit products is slow there, so keep CPU caches in float32."""
+    (B, H, Tq, D), (P, H_kv, Tp, _), Tt = q.shape, prefix_k.shape, tail_k.shape[2]
+    M, dtype = H // H_kv * Tq, q.dtype  # the queries that read one key head
     narrow = dtype in (torch.float16, torch.bfloat16) and q.device.type == "cpu"
     compute = torch.float32 if narrow else torch.promote_types(dtype, tail_k.dtype)
-    q = q.to(compute) * D**-0.5
-    prefix_k, prefix_v = (x.to(compute).reshape(P * H_kv, Tp, D) for x in (prefix_k, prefix_v))
-    tail_k, tail_v = (x.to(compute).reshape(B * H_kv, Tt, D) for x in (tail_k, tail_v))
+    stat = torch.promote_types(compute, torch.float32)
+    q = q.to(compute).reshape(B, H_kv, M, D)
     with torch.autocast(q.device.type, enabled=False):
-        # The G samples and the R heads that read one key head are rows of one product with that head's prefix.
-        rows = (q if seats is None else q[seats[1]]).reshape(P, G, H_kv, R * Tq, D).transpose(1, 2)
-        mask = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
-        bias = _bias(None if mask is None else mask[:, None], H_kv, 1, compute)
-        shared = _partial(rows.reshape(P * H_kv, G * R * Tq, D), prefix_k, prefix_v, bias)
-        shared = (x.view(P, H_kv, G, R * Tq, -1).transpose(1, 2).reshape(P * G, H_kv, R * Tq, -1) for x in shared)
-        o_p, lse_p = ((x if seats is None else x[seats[0]]).flatten(0, 1) for x in shared)
-        bias = _bias(tail_mask(tail_lengths, Tq, Tt, q.device), H_kv, R, compute)
-        o_t, lse_t = _partial(q.reshape(B * H_kv, R * Tq, D), tail_k, tail_v, bias)
-        out = torch.lerp(o_t, o_p, torch.sigmoid(lse_p - lse_t))
-        out = out.mul_(torch.maximum(lse_p, lse_t) > -1e29)  # no key at all: 0
+        visible = prefix_mask(prefix_first, prefix_lengths, P, Tp, q.device)
+        bias = None if visible is None else _bias(visible, stat)[:, None, None]
+        levels = [(prefix_k, prefix_v, bias, seats)] + ([] if common is None else [(*common, None, None)])
+        parts = [_prefix_part(q, k.to(compute), v.to(compute), *rest) for k, v, *rest in levels]
+        q, k, v = (x.to(compute).reshape(B * H_kv, -1, D) for x in (q, tail_k, tail_v))
+        visible = tail_mask(tail_lengths, Tq, Tt, q.device)
+        bias = torch.zeros(1, 1, 1, dtype=stat, device=q.device)
+        if visible is not None:
+            bias = _bias(visible, stat)[:, None, None].expand(-1, H_kv if len(visible) > 1 else 1, M // Tq, -1, -1)
+            bias = bias.flatten(0, 1).flatten(1, 2)
+        if compute == stat:
+            own = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=D**-0.5)
+        else:
+            own = torch.bmm(q, k.transpose(1, 2)).to(stat) * D**-0.5 + bias
+        scores = torch.cat([lse for _, lse in parts] + [own], -1)
+        p = scores.softmax(-1)
+        out = torch.bmm(p[..., len(parts) :].to(compute), v).to(stat)
+        for i, (o, _) in enumerate(parts):
+            out.addcmul_(o.to(stat), p[..., i : i + 1])
+        least = Tt if tail_lengths is None else tail_lengths
+        if not isinstance(least, int) or least < Tq:  # maybe no key at all: 0
+            out = out.mul_(scores.amax(-1, keepdim=True) > -1e29)
     return out.view(B, H, Tq, D).to(dtype)
 
 
@@ -326,6 +336,7 @@ def decode_attention(
     prefix_lengths=None,
     tail_lengths=None,
     seats=None,
+    common=None,
     impl="auto",
 ):
     """softmax(<q, k> / sqrt(D)) v of one query per sample over [its prompt's keys | its own tail]: (B, H, D) in q's
@@ -339,7 +350,7 @@ def decode_attention(
 
     seats = (seat_of (B,), row_of (P * group_size,)), both int64: rows in any order, or fewer than P * group_size. Row i
     is sample seat_of[i] % group_size of prompt seat_of[i] // group_size; row_of is the inverse (an empty seat names any
-    row).
+    row). common = (k, v), both (1, H_kv, n, D): n more keys that every row sees, such as those of few-shot exemplars.
 
     Slots that are not valid must hold finite numbers (the torch path masks them after the product).
     Moved: each prompt's keys and values once per 16 rows of its group, each tail once; saved: nothing. impl: "auto" |
@@ -356,6 +367,8 @@ def decode_attention(
     unsupported = None
     if q.shape[2] not in HEAD_SIZES:
         unsupported = f"got head size {q.shape[2]}, the decoding kernel takes 32, 64 and 128"
+    elif common is not None:
+        unsupported = "got a common prefix, the decoding kernel takes a prefix for each prompt"
     elif q.dtype != tail_k.dtype:
         unsupported = f"got {q.dtype} queries and a {tail_k.dtype} cache, the decoding kernel takes one dtype"
     if choose_impl(impl, q, unsupported) == "triton":
@@ -364,5 +377,5 @@ def decode_attention(
         )
     return prefix_tail_attention_torch(
         q[:, :, None], prefix_k, prefix_v, prefix_first, tail_k, tail_v,
-        group_size=group_size, prefix_lengths=prefix_lengths, tail_lengths=tail_lengths, seats=seats,
+        group_size=group_size, prefix_lengths=prefix_lengths, tail_lengths=tail_lengths, seats=seats, common=common,
     )[:, :, 0]  # fmt: skip

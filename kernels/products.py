@@ -19,11 +19,15 @@ def _by_onednn(x) -> bool:
     return ON_X86 and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
 
 
+def _onednn(x, weight):
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+
+
 def matmul(a, b, out=None):
     """a (M, K) @ b (K, N), of one dtype; for a place without autograd."""
     if not _by_onednn(a):
         return torch.mm(a, b, out=out)
-    product = torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+    product = _onednn(a, b.T)
     return product if out is None else out.copy_(product)
 
 
@@ -50,4 +54,6 @@ def linear(x, weight):
     plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
     if plain or not _by_onednn(x) or weight.dtype != x.dtype:
         return F.linear(x, weight)
+    if not torch.is_grad_enabled():
+        return _onednn(x, weight)
     return _Linear.apply(x, weight)

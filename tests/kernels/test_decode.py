@@ -5,7 +5,13 @@ import torch
 from cases import DEVICE, IMPL, TOLERANCE, assert_close, random
 
 from kernels.attention import attention
-from kernels.decode import decode_attention, prefix_tail_attention_reference, prefix_tail_attention_torch
+from kernels.cache import PromptCache
+from kernels.decode import (
+    _softmax_over,
+    decode_attention,
+    prefix_tail_attention_reference,
+    prefix_tail_attention_torch,
+)
 
 LENGTHS = [
     dict(),
@@ -105,3 +111,34 @@ def test_a_nan_key_gives_nan_rows(on_device, where):
     out = decode_attention(q, *prefix, None, *tail, group_size=2, impl=IMPL)
     assert out.isnan().all(2).all(1).nonzero().flatten().tolist() == ([2, 3] if where == "prefix" else [2])
     assert out.isfinite().all(2).all(1).sum() == (2 if where == "prefix" else 3)
+
+
+@pytest.mark.parametrize("seated", [False, True])
+def test_keys_that_all_rows_have_in_common(seated):
+    """They count as if each prompt began with them, which is also what a cache with copies holds."""
+    P, G, H, H_kv = 3, 2, 4, 2
+    q, own = torch.randn(P * G, H, 32), [tuple(torch.randn(2, P, H_kv, 9, 32))]
+    common, tail = [tuple(torch.randn(2, 1, H_kv, 21, 32))], torch.randn(2, P * G, H_kv, 7, 32)
+    cache = PromptCache(own, torch.tensor([9, 4, 1]), common)
+    order = torch.tensor([5, 0, 3, 1, 4, 2])
+    seats = (order, order.argsort()) if seated else None
+    settings = dict(group_size=G, seats=seats, tail_lengths=5, impl="torch")
+    out = decode_attention(q, *own[0], None, *tail, prefix_lengths=cache.lengths, common=common[0], **settings)
+    whole = cache.copied()
+    copied = decode_attention(q, *whole.layers[0], None, *tail, prefix_lengths=whole.lengths, **settings)
+    back = order.argsort() if seated else torch.arange(P * G)  # the definition takes rows in the order of seats
+    keys = (*whole.layers[0], None, *tail[:, back])
+    lengths = dict(prefix_lengths=whole.lengths, tail_lengths=5)
+    want = prefix_tail_attention_reference(q[back][:, :, None], *keys, group_size=G, **lengths)[:, :, 0]
+    torch.testing.assert_close(out[back], want, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(copied[back], want, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [48, 400])
+def test_a_query_does_not_depend_on_those_beside_it(keys):
+    """Samples are the same whichever prompts are sampled together: bit for bit, in groups of any multiple of 8."""
+    q, k, v = torch.randn(1, 2, 1536, 32), *torch.randn(2, 1, 2, keys, 32)
+    whole = _softmax_over(q, k, v, None)
+    for rows in (8, 16, 24, 40, 64, 72, 136, 256, 520, 1480):
+        for part, full in zip(_softmax_over(q[:, :, :rows], k, v, None), whole, strict=True):
+            assert torch.equal(part, full[:, :, :rows]), rows
