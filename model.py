@@ -10,10 +10,12 @@ caller decides whether that is plain causal attention, one that keeps the keys, 
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from common import UserError
 from kernels.attention import attention
@@ -162,6 +164,7 @@ class GPT(nn.Module):
         super().__init__()
         c = self.config = config
         self.impl = "auto"  # kernels: auto | triton | torch
+        self.recompute = False  # keep what enters a block alone; the backward pass computes the rest anew
         self.cuda_graph = False  # the sampler's steps replay a CUDA graph
         self.wte = nn.Embedding(c.padded_vocab, c.n_embd)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
@@ -209,12 +212,16 @@ class GPT(nn.Module):
             cos, sin = self.rope_cos[None, :T, None], self.rope_sin[None, :T, None]  # (1, T, 1, D)
         else:
             cos, sin = self.rope_cos[positions].unsqueeze(2), self.rope_sin[positions].unsqueeze(2)  # (B, T, 1, D)
-        x = self.wte(idx)
+        x, again = self.wte(idx), self.recompute and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if attend is None:
-                x = block(x, cos, sin, lambda q, k, v: attention(q, k, v, first=first, impl=self.impl))
+                see = partial(attention, first=first, impl=self.impl)
             else:
-                x = block(x, cos, sin, lambda q, k, v, layer=layer: attend(layer, q, k, v))
+                see = partial(attend, layer)
+            if again:
+                x = checkpoint(block, x, cos, sin, see, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin, see)
         return self.norm_f(x)
 
     def logprobs(self, hidden, targets, temperature: float = 1.0, entropy: bool = False):

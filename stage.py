@@ -106,6 +106,8 @@ def add_training_args(p: argparse.ArgumentParser, *, steps: int, lr: float, pret
     add("--betas", type=float, nargs=2, default=betas, help="of AdamW")
     add("--grad-clip", type=float, default=1.0, help="global gradient norm; 0 = off")
     add("--micro-batch-size", type=int, default=rows, help="rows in one forward pass: memory only")
+    anew = "keep of each block what enters it alone, and compute the rest again for its gradient: a third slower"
+    add("--recompute", action=argparse.BooleanOptionalAction, default=False, help=anew)
     add("--save-every", type=int, help="steps between checkpoints; 0 = only the last; default: a sixth of --steps")
     add("--save-at", type=int, nargs="+", default=[], metavar="STEP", help="checkpoints at these steps instead")
 
@@ -205,6 +207,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     check_preset(args.preset, source, path)
     enc = tokenizer_of(source["tokenizer"], args.data, path)
     model = load_model(source, path, device.device, args.kernels)
+    model.recompute = args.recompute
     describe_model(model, path, source)
     questions = load_questions(args.data, args.task, "train")[: args.n_questions or None]
     questions = choose(questions, args) if choose else questions

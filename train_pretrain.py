@@ -124,6 +124,7 @@ def main():
     identity["text"] = data.fingerprint()
 
     model, start = new_or_resumed(args, ckpt, enc, identity, device)
+    model.recompute = args.recompute
     if args.compile:
         model.compile_blocks()
     optimizer = make_optimizer(model, args)

@@ -24,7 +24,7 @@ STAGES = {
     "merge": [*RL, *"--batch-size 5 --sft-lr 0.01".split()],
 }
 SFT = STAGES["train_sft"]
-MEMORY_ONLY = {"micro_batch_size", "prompts_per_batch"}  # results do not depend on them
+MEMORY_ONLY = {"micro_batch_size", "prompts_per_batch", "recompute"}  # results do not depend on them
 CHECKS = {"strict_length"}  # nor on this, where it refuses nothing
 OTHER = {  # values that act in so small a run; every other flag gets a changed value of its kind
     "betas": ["0.5", "0.6"],
@@ -145,6 +145,7 @@ def test_every_flag_acts_or_is_refused(stage, begin, base, tmp_path, name):
         now = results(out)
         if action.dest in MEMORY_ONLY | CHECKS:
             assert now["files"] == whole["files"]
+            assert action.dest != "recompute" or same(now["model"], whole["model"])
         else:
             acted = not same(now, whole) or told(ended.out) != told(shown)
             assert acted, f"{flags} changed nothing, and was accepted"
