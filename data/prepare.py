@@ -2,6 +2,7 @@
 
     python -m data.prepare corpus $REAL_DATA/general --math $REAL_DATA/gsm8k/train.jsonl --out data/real
     python -m data.prepare questions OMI2/*.parquet --source gsm8k augmented_gsm8k --out data/omi2
+    python -m data.prepare contamination data/omi2 --exclude
 
 Each command is a module of its own: `add_arguments(parser)` and `main(args)`.
 """
@@ -9,9 +10,9 @@ Each command is a module of its own: `add_arguments(parser)` and `main(args)`.
 import argparse
 
 from common import run
-from data import prepare_corpus, prepare_questions
+from data import contamination, prepare_corpus, prepare_questions
 
-COMMANDS = {"corpus": prepare_corpus, "questions": prepare_questions}
+COMMANDS = {"corpus": prepare_corpus, "questions": prepare_questions, "contamination": contamination}
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +31,7 @@ from data.documents import question_task, read_documents, read_worksheets
 from data.files import counted, open_bytes, read_jsonl, suffix, to_json
 from data.tokenizer import load_tokenizer, tokenizer_id
 from data.tokens import DTYPES, TokenWriter, dtype_of, hash64, load_meta, write_meta
+from data.workers import begin_worker
 
 MANIFEST = "manifest.jsonl"
 IN_FOLDERS = (".jsonl", ".json", ".parquet", ".txt")  # what is taken of a folder
@@ -109,14 +108,7 @@ _work: Work  # of a worker process
 def _begin(work: Work) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(parent) -> None:
-    """A killed preparation leaves no process behind."""
-    parent.join()
-    os._exit(1)
+    begin_worker()
 
 
 def _tokenize(number: int) -> tuple[dict, list[Path]]:

@@ -14,8 +14,6 @@ files name them, the first 1,000 of numpy's permutation by seed 42, but at most 
 import argparse
 import hashlib
 import os
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +30,11 @@ from common import clear_temporaries, lock, peak_memory, writable_dir
 from data.files import ODD_ROWS, UserError, open_bytes, parse_json, read_json, read_parquet, suffix, write_json
 from data.grading import answers_equal
 from data.math_qa import TEMPLATES, Template, format_prompt, format_target, template_for
-from data.prepared import DTYPES, FORMAT, Packed, Writer, dtype_of, finish, pack
+from data.prepared import FORMAT, Packed, Writer, finish, pack
 from data.questions import Question, text_of
 from data.tokenizer import load_tokenizer, make_encoding, save_ranks, tokenizer_id
+from data.tokens import DTYPES, dtype_of
+from data.workers import begin_worker
 
 COLUMNS = ("problem", "generated_solution", "expected_answer", "problem_source", "is_correct")
 CHUNK = 2000  # rows that go to a worker together
@@ -173,20 +173,13 @@ ENCODER: tuple = ()  # (tokenizer, template) of this process
 
 
 def start_worker(name: str, ranks: dict, template: Template) -> None:
-    """In a new process: it ends with its parent, and leaves Ctrl-C to it."""
+    begin_worker()
     set_encoder(make_encoding(name, ranks), template)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def set_encoder(enc, template: Template) -> None:
     global ENCODER
     ENCODER = enc, template
-
-
-def end_with_parent() -> None:
-    parent_process().join()
-    os._exit(1)
 
 
 def encode(problems: list[str], solutions: list[tuple[str, str]]) -> tuple[Packed, Packed, float]:

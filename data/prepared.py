@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from data.files import UserError, field, read_json, replacing, write_json
+from data import tokens
+from data.files import UserError, field, inside, read_json, replacing, write_json
 
 FORMAT = 1
 MEND = "make it with `python -m data.prepare questions`"
-DTYPES = {"text": np.dtype("u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES = tokens.DTYPES | {"text": np.dtype("u1")}
 AT = np.dtype("<i8")
 TEXTS, TOKENS = ("problem", "answer", "source", "solution"), ("prompt", "target")
 Packed = tuple[np.ndarray, bytes]  # rows one behind the other: how many values each has, and their bytes
@@ -240,6 +241,10 @@ class Prepared:
         if split not in splits:
             raise UserError(f"{self.path} has no {split!r} split; use one of {', '.join(splits)}")
         rows = mapped(self.path / f"{split}.rows", DTYPES["uint32"], field(splits, split, int, where, MEND))
+        if "excluded" in self.meta:  # by data/contamination.py
+            left_out = field(self.meta, "excluded", dict, where, MEND)
+            path = inside(self.path, field(left_out, "file", str, where, MEND), where)
+            rows = rows[~np.isin(rows, mapped(path, DTYPES["uint32"], field(left_out, "rows", int, where, MEND)))]
         if not len(rows):
             raise UserError(f"{self.path}: its {split!r} split is empty; prepare it from more questions")
         return PreparedQuestions(self, rows)
@@ -259,10 +264,6 @@ def is_prepared(folder: Path) -> bool:
 
 
 # ---------------------------------------------------------------- writing
-def dtype_of(enc) -> str:
-    return "uint16" if enc.n_vocab <= 65536 else "uint32"
-
-
 def pack(rows: list[bytes]) -> Packed:
     return np.fromiter(map(len, rows), AT, len(rows)), b"".join(rows)
 

@@ -64,7 +64,7 @@ def text_of(row: dict, key: str, where: str) -> str:
     return value.strip()
 
 
-def _read_row(row: dict, where: str) -> tuple[str, str, str, str]:
+def read_row(row: dict, where: str) -> tuple[str, str, str, str]:
     """(problem, solution or "", gold, source) of a row of any of the schemas above."""
     if "expected_answer" in row:
         solution = text_of(row, "generated_solution", where) if "generated_solution" in row else ""
@@ -94,7 +94,7 @@ def _read_questions(paths: list[Path], task: str) -> list[Question]:
     for where, row in counted(found, f"reading {paths[0].name}: rows"):
         rows += 1
         try:
-            problem, solution, gold, source = _read_row(row, where)
+            problem, solution, gold, source = read_row(row, where)
             if not gold or (task in NUMERIC_TASKS and parse_number(gold) is None):
                 raise UserError(f"{where}: gold answer {gold!r:.60} cannot be parsed; mend or remove that row")
             if row.get("is_correct") is False or (task in WORLD_TASKS and source != task):

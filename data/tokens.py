@@ -33,6 +33,10 @@ def load_meta(folder: str | os.PathLike) -> dict:
     path = Path(folder) / "meta.json"
     mend = "make it with `python -m data.world` or `python -m data.prepare corpus`"
     meta = read_json(path, "data folder", mend=mend)
+    if meta.get("kind") == "questions":
+        raise UserError(
+            f"{path}: a folder of questions, without text; give one made by `python -m data.prepare corpus`"
+        )
     if meta.get("format") != FORMAT:
         raise UserError(f"{path}: format {meta.get('format')!r:.60}, but this code reads format {FORMAT}; {mend}")
     ident = field(meta, "tokenizer", dict, path)
@@ -41,7 +45,7 @@ def load_meta(folder: str | os.PathLike) -> dict:
     for key, kind in (("kind", str), ("val", str), ("block_size", int)):
         field(meta, key, kind, path)
     for name in field(meta, "files", dict, path):
-        _open_tokens(Path(folder), meta, name)
+        open_tokens(Path(folder), meta, name)
     mixes = field(meta, "mixes", dict, path)
     for name in mixes:
         for file in field(mixes, name, dict, path):
@@ -52,7 +56,7 @@ def load_meta(folder: str | os.PathLike) -> dict:
     return meta
 
 
-def _open_tokens(folder: Path, meta: dict, name: str) -> np.ndarray:
+def open_tokens(folder: Path, meta: dict, name: str) -> np.ndarray:
     """Memory map of one token file, (tokens,) of its dtype."""
     where = folder / "meta.json"
     if name not in meta["files"]:
@@ -107,7 +111,7 @@ class TokenMix:
         if block_size < 1 or batch_rows < 1:
             raise UserError(f"block size {block_size}, {batch_rows} rows a batch: both must be at least 1")
         self.names = [name for name in mix if mix[name] > 0]
-        self.streams = [_open_tokens(Path(folder), self.meta, name) for name in self.names]
+        self.streams = [open_tokens(Path(folder), self.meta, name) for name in self.names]
         for name, stream in zip(self.names, self.streams, strict=True):
             if len(stream) < block_size + 1:
                 raise UserError(
@@ -183,7 +187,7 @@ def val_batches(
     text lie one behind the other. An incomplete last row is left out."""
     folder = Path(folder)
     meta = load_meta(folder)
-    stream = _open_tokens(folder, meta, meta["val"])
+    stream = open_tokens(folder, meta, meta["val"])
     n_rows = (len(stream) - 1) // block_size
     if n_rows < 1:
         raise UserError(
