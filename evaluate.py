@@ -22,11 +22,11 @@ from common import UserError, clear_temporaries, load_checkpoint, provenance, ru
 from data.benchmarks import REAL_TASKS, WORLD_TASKS, encode_item, load_benchmark, score_benchmark
 from data.checkpoints import parent_of
 from data.files import write_json, write_jsonl
+from data.graders import GRADERS, need_grader, stated_answer
 from data.math_qa import (
     TASKS,
     TEMPLATES,
     encode_prompts,
-    extract_answer,
     few_shot_prefixes,
     format_prompt,
     guess_floor,
@@ -56,8 +56,8 @@ from stage import (
 )
 
 PAPER = dict(tasks=["gsm8k", *REAL_TASKS], n_samples=32, k=[1, 8, 32], temperature=0.6, top_p=0.95)
-PAPER |= dict(max_new_tokens=1024, bench_limit=1000, split="test", prompts_per_batch=8)
-MATH = PAPER | dict(tasks=["math", *REAL_TASKS])
+PAPER |= dict(max_new_tokens=1024, bench_limit=1000, split="test", prompts_per_batch=8, grader="gsm8k")
+MATH = PAPER | dict(tasks=["math", *REAL_TASKS], grader="math")
 PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": MATH, "paper-sft-rl": PAPER, "paper-gold": PAPER}
 ACCURACY = {"lambada": "acc", "lastword": "acc"}  # every other benchmark leads with acc_norm, the paper's rule
 
@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--split", default="test", choices=["train", "val", "test"], help="of the questions; benchmarks have one")
     add("--limit", type=int, default=0, help="first N questions or items of each task; 0 = all")
     add("--bench-limit", type=int, help="first N items of each benchmark; default: --limit")
+    add("--grader", default="ours", choices=GRADERS, help="what is right: docs/graders.md; ours: as RL's reward")
     add("--strict-length", action=argparse.BooleanOptionalAction, default=False, help=STRICT_LENGTH)
     add("--reference", metavar="CKPT", help="also: how far --ckpt is from this one (weights, KL, loss)")
     add("--plan", **PLAN)
@@ -105,6 +106,7 @@ def parse_args():
         raise UserError("--ckpt is missing: give the checkpoint to score, a ckpt_*.pt file that a training stage wrote")
     check_numbers(args)
     check_draw(args.temperature, args.top_p)
+    need_grader(args.grader)
     if args.temperature == 0:
         args.n_samples, args.k = 1, [1]
     k, n = max(args.k), args.n_samples
@@ -142,11 +144,11 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
     """Sample and score every question of a task: (results with per-question counts and answers, readable samples)."""
     questions, train, prefix, prompts, template, too_long = files.values()
     sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
-    sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix)
+    sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix, grader=args.grader)
     rows, samples, began = [], [], time.time()
     scored = score_questions(model, enc, questions, prompts, template, device, **sampling)
     for question, (counts, texts) in zip(questions, scored, strict=True):
-        found = [extract_answer(t, flexible=True, marker=template.marker) for t in texts]
+        found = [stated_answer(t, template.marker, flexible=True, grader=args.grader) for t in texts]
         answers = Counter(answer or "" for answer in found)  # "": none was found
         row = {"qid": question.qid, **counts, "gold": question.answer, "answers": dict(answers)}
         rows.append(row)  # with the answers, for controls that deal them anew
@@ -349,7 +351,8 @@ def main():
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
     reference = load_reference(args, ckpt, enc, device)
     describe_model(model, args.ckpt, ckpt)
-    print(f"tasks {' '.join(tasks)} | {args.n_samples} completions of each question", flush=True)
+    sampled = f"{args.n_samples} completions of each question"
+    print(f"tasks {' '.join(tasks)} | {sampled} | grader {args.grader}", flush=True)
 
     began = time.time()
     results, samples = score_tasks(model, enc, tasks, args, device)

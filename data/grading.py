@@ -19,6 +19,7 @@ from functools import lru_cache
 
 MAX_LENGTH = 200  # characters of a number; what is longer is compared as text: no big-number work on babble
 WINDOW = 1000  # characters before the last digit in which the last number is sought
+SCANNED = 50_000  # characters of a text that are read for its boxes, from the last box back
 FIELDS = 16  # fields behind a `####` that are looked at
 
 
@@ -57,13 +58,13 @@ _LATEX = [
 ]
 
 
-def _ascii(text: str) -> str:
+def to_ascii(text: str) -> str:
     return text if text.isascii() else text.translate(_ASCII)
 
 
 def _plain(answer: str) -> str:
     """A short answer without what only typesets it."""
-    text = _ascii(answer)
+    text = to_ascii(answer)
     if "\\" in text or "{" in text or "~" in text:
         for pattern, replacement in _LATEX:
             text = pattern.sub(replacement, text)
@@ -109,10 +110,10 @@ _SCALES += (
     r" eighths? ninths? tenths? hundredths? thousandths? quadrillions? dozens? lakhs? crores? grand bn mn bil mil"
 )
 _SCALES = _either(*_SCALES.split())
-_NO_UNITS = (
+NO_UNITS = (
     "or to and x by plus minus times divided over out through until squared cubed factorial point mod base pi sqrt"
 )
-_NO_UNITS = _either(_SCALES, "in base", *_NO_UNITS.split())
+NO_UNITS = _either(_SCALES, "in base", *NO_UNITS.split())
 _GOES_ON = r"(?!(?:so|thus|hence|since|because|as|in|at|for|of|from|after|is)\b)[a-z.]+,? (?:and )?[-$.]?[0-9]"
 _AFTER = re.compile(  # what may stand behind it
     " ?(?:°[CF]?|[%€£¥₹$¢])?"
@@ -123,7 +124,7 @@ _AFTER = re.compile(  # what may stand behind it
         r"(?:[kcm]m|[km]g|m[lL]|lbs?|ft|oz|hrs?|mins?|mph|st|nd|rd|th)(?![A-Za-z]|,? (?:and )?[0-9])",
         rf"[ -]+[mgshlLVWJNCKF](?:/[a-z]+)?(?:\^[23])?{_CLOSERS}",  # 5 m, but not 5 x
         # 5 apples, but not 5 million, 5 or 6, 5 feet 3 inches
-        rf"[ -]+(?!{_NO_UNITS}\b)(?!{_GOES_ON})(?:[A-Za-z]{{2}}|an? [A-Za-z]{{2}})",
+        rf"[ -]+(?!{NO_UNITS}\b)(?!{_GOES_ON})(?:[A-Za-z]{{2}}|an? [A-Za-z]{{2}})",
     )
 )
 
@@ -177,6 +178,7 @@ def answers_equal(a: str | None, b: str | None) -> bool:
 
 
 # ---------------------------------------------------------------- what a completion states
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|([{}])|\\.|[^\\{}\s]+", re.DOTALL)
 _LAST = re.compile(
     rf"(?:(?<![0-9A-Za-z)\]}}])[-+])?(?:US\$|[$€£¥₹])?{_MIXED}{_DECIMAL}(?:/[-+]?{_DECIMAL})?",
@@ -201,27 +203,38 @@ _BROKEN_AFTER = re.compile(  # of 5٢, 12:30, 5^2, 5x, 5\pi, 5M and "5 million"
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{..}` that holds something, braces nested to any depth, in one pass."""
+    r"""Content of the last complete `\boxed{..}` that holds something, braces nested to any depth."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
-    best, stack, held = None, [], 0  # stack of (start of a box | None for a plain brace); held: end of the last content
-    for match in _BRACES.finditer(text):
-        if match.lastindex is None:
-            held = match.end()
-        elif match.lastindex == 1:
-            stack.append(match.end())
-        elif match.group() == "{":
-            stack.append(None)
-        elif stack:
-            start = stack.pop()
-            if start is not None and held > start and (best is None or start > best[0]):
-                best = (start, match.start())
-    return text[slice(*best)].strip() if best else None
+    end, left = len(text), SCANNED
+    for box in reversed(list(_BOX.finditer(text))):
+        begin = box.start()
+        while begin and text[begin - 1] == "\\":
+            begin -= 1
+        if (box.start() - begin) % 2:
+            continue  # a line break before "boxed"
+        depth, held, last = 1, False, min(end, box.end() + left)
+        for match in _BRACES.finditer(text, box.end(), last):
+            if match.lastindex is None:
+                held = True
+            else:
+                depth += -1 if match[0] == "}" else 1
+            if not depth:
+                last = match.start()
+                break
+        if held and not depth:
+            return text[box.end() : last].strip()
+        if depth:
+            end = box.start()  # never closed: one before it that is closed ends before it
+        left -= last - box.end()
+        if left <= 0:
+            break
+    return None
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text; None where it is a part of something else."""
-    text = _ascii(text)
+    text = to_ascii(text)
     end = 1 + max(text.rfind(digit) for digit in "0123456789")
     window = _plain(text[max(0, end - WINDOW) : end + 20])
     matches = list(_LAST.finditer(window))

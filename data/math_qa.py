@@ -1,6 +1,6 @@
 r"""Math questions: templates, few-shot prefixes, stop strings and the reward, all in one place, so that SFT, RL and
-evaluation cannot disagree. Files of questions: data/questions.py; what a completion states and whether it is right:
-data/grading.py.
+evaluation cannot disagree. Files of questions: data/questions.py; what a completion states: data/grading.py; whether
+that is right: data/graders.py.
 
     python -m data.math_qa show gsm8k --split test --limit 2
     python -m data.math_qa prompt gsm8k --n-shot 2
@@ -22,7 +22,10 @@ import torch
 
 from common import UserError, run
 from data.files import counted, read_jsonl, read_rows
-from data.grading import answers_equal, boxed_answer, clean, extract_answer, parse_number
+from data.graders import GRADERS, need_grader, same_answer, stated_answer
+from data.grading import answers_equal as answers_equal  # for those who import it from here
+from data.grading import boxed_answer, clean, parse_number
+from data.grading import extract_answer as extract_answer
 from data.prepared import PreparedQuestions
 from data.public import find_files
 from data.questions import REAL_FILES, TASKS, Question, load_questions, text_of
@@ -113,13 +116,13 @@ def format_target(question: Question, solution: str, template: Template) -> str:
 def reward(completion: str, gold: str, template: Template | str = "world") -> float:
     """The training reward: 1.0 when the answer stated by the marker of `template` (or its name) is `gold`, else 0.0."""
     marker = template_for(template).marker
-    return float(answers_equal(extract_answer(completion, marker=marker), gold))
+    return float(same_answer(stated_answer(completion, marker), gold, marker))
 
 
 def reward_flexible(completion: str, gold: str, template: Template | str = "world") -> float:
     """As `reward`, but the last number counts when no marker states an answer. For evaluation only."""
     marker = template_for(template).marker
-    return float(answers_equal(extract_answer(completion, flexible=True, marker=marker), gold))
+    return float(same_answer(stated_answer(completion, marker, flexible=True), gold, marker))
 
 
 # ------------------------------------------------------------ few-shot prefixes
@@ -293,20 +296,23 @@ def main() -> None:
     score = commands.add_parser("score", help="score a JSONL of {completion, gold}")
     score.add_argument("file")
     score.add_argument("--template", choices=TEMPLATES, default="world", help="whose marker states the answer")
+    score.add_argument("--grader", choices=GRADERS, default="ours", help="who says what is right: docs/graders.md")
     args = parser.parse_args()
 
     if args.command == "score":
-        template = TEMPLATES[args.template]
-        strict, flexible, failures, n = 0.0, 0.0, 0, 0
+        need_grader(args.grader)
+        marker, grader = TEMPLATES[args.template].marker, args.grader
+        strict, flexible, failures, n = 0, 0, 0, 0
         for number, row in read_jsonl(args.file):
             where = f"{args.file}:{number}"
             completion = row.get("completion")
             if not isinstance(completion, str):
                 raise UserError(f"{where}: 'completion' must be text, got {completion!r}; mend that row")
             gold = text_of(row, "gold", where)
-            strict += reward(completion, gold, template)
-            flexible += reward_flexible(completion, gold, template)
-            failures += extract_answer(completion, marker=template.marker) is None
+            by_marker, last = (stated_answer(completion, marker, loose, grader) for loose in (False, True))
+            strict += same_answer(by_marker, gold, marker, grader)
+            flexible += same_answer(last, gold, marker, grader)
+            failures += by_marker is None
             n += 1
         if not n:
             raise UserError(f"{args.file}: no rows; give a JSONL of {{completion, gold}}")

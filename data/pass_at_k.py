@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.files import UserError, field, read_json
+from data.graders import same_answer, stated_answer
 from data.math_qa import (
     Question,
     StopStrings,
     Template,
     encode_prompts,
-    extract_answer,
     format_prompt,
     load_questions,
     reward,
-    reward_flexible,
     template_for,
 )
 from data.prepared import lengths, take
@@ -80,22 +79,26 @@ def sample_texts(model, enc, prompts, places, stop: StopStrings | None, device, 
         yield from ((rows[j : j + G], finished[j : j + G], texts[j : j + G]) for j in range(0, len(rows), G))
 
 
-def score_questions(model, enc, questions: list[Question], prompts, template, device, *, n_samples: int, **settings):
+def score_questions(
+    model, enc, questions: list[Question], prompts, template, device, *, n_samples: int, grader="ours", **settings
+):
     """Put `questions` to the model as `prompts` (ids). Yields for each question its counts of completions, {"n",
     "strict", "flexible", "formatted", "finished"}, and their texts. strict: the marker must be there (RL's reward);
     flexible: else the last number counts, too (the headline, as the paper's); formatted: a marker states an answer;
-    finished: ended by end-of-text or a stop string of the `template`. `settings`: of `sample_texts`."""
-    stop = StopStrings(enc, template.stops)
+    finished: ended by end-of-text or a stop string of the `template`. `grader`: of data/graders.py. `settings`: of
+    `sample_texts`."""
+    stop, marker = StopStrings(enc, template.stops), template.marker
     for i in range(0, len(questions), count := settings["together"] * PROCESSES):
         places, mine = deal(range(len(questions))[i : i + count]), []
         sampled = sample_texts(model, enc, prompts, places, stop, device, n_samples=n_samples, **settings)
         for place, (_, finished, texts) in zip(places, sampled, strict=True):
             gold = questions[place].answer
+            strict, flexible = ([stated_answer(text, marker, last, grader) for text in texts] for last in (False, True))
             counts = {
                 "n": n_samples,
-                "strict": sum(int(reward(text, gold, template)) for text in texts),
-                "flexible": sum(int(reward_flexible(text, gold, template)) for text in texts),
-                "formatted": sum(extract_answer(text, marker=template.marker) is not None for text in texts),
+                "strict": sum(same_answer(answer, gold, marker, grader) for answer in strict),
+                "flexible": sum(same_answer(answer, gold, marker, grader) for answer in flexible),
+                "formatted": sum(answer is not None for answer in strict),
                 "finished": sum(finished),
             }
             mine.append((counts, texts))
@@ -179,7 +182,7 @@ class Validation:
 
 def sample_row(prompt: str, completion: str, gold: str, score: float, template: Template) -> dict:
     """What samples.jsonl keeps of a completion, for people."""
-    extracted = extract_answer(completion, marker=template.marker)
+    extracted = stated_answer(completion, template.marker)
     return {"prompt": prompt, "completion": completion, "extracted": extracted, "gold": gold, "reward": score}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,21 @@ def test_report_of_known_answers(ok, world, chain, tmp_path):
     samples = read_jsonl(tmp_path / "r.samples.jsonl")
     assert {"task", "prompt", "completion", "extracted", "gold"} <= samples[0].keys()
     assert samples[0]["prompt"] == "16+3?" and samples[0]["completion"] == " 19" and samples[0]["extracted"] == "19"
+
+
+def test_the_grader_is_chosen(ok, refused, world, chain, tmp_path, monkeypatch):
+    """Always "x^19", an exponent: no answer to ours, the last number to GSM8K's scorer, no box to MATH's."""
+    ckpt, counts = chain("x^19"), {}
+    for grader in ("ours", "math", "gsm8k"):
+        out = tmp_path / f"{grader}.json"
+        shown = ok("evaluate", "--ckpt", ckpt, "--data", world, "--out", out, *QUICK, "--grader", grader).out
+        gsm = json.loads(out.read_text())["questions"]["gsm"]
+        counts[grader] = (gsm["questions"]["flexible"][0], gsm["questions"]["answers"][0])
+        assert f"grader {grader}" in shown
+    assert counts == {"ours": (0, {"": 4}), "math": (0, {"": 4}), "gsm8k": (4, {"19": 4})}
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    flags = ("--ckpt", ckpt, "--data", world, "--grader", "math-verify")
+    refused("evaluate", *flags, words=("math-verify is not installed",))
 
 
 def test_strict_scoring_and_unbiased_pass_at_k(ok, world, chain, tmp_path):

@@ -49,6 +49,7 @@ PRETRAIN = {  # 1
     "document_mask": False,
 }  # fmt: skip
 EVALUATE = {"temperature": 0.6, "top_p": 0.95, "n_samples": 32, "max_new_tokens": 1024, "bench_limit": 1000, "limit": 0}
+BY_GSM8K, BY_MATH = {"grader": "gsm8k"}, {"grader": "math"}
 TABLE = [
     (train_rl, "paper", RL),
     (train_rl, "paper-math", RL | {"group_size": 64}),  # 4: 1B on 50B tokens; the others 32
@@ -63,10 +64,10 @@ TABLE = [
     (merge, "paper-gold", MERGE | {"gold": True}),
     (train_pretrain, "paper", PRETRAIN),
     (train_pretrain, "paper-math", PRETRAIN | {"steps": 28610}),  # 60B tokens over 2,097,152
-    (evaluate, "paper", EVALUATE | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),  # 7
-    (evaluate, "paper-math", EVALUATE | {"tasks": ["math", *evaluate.REAL_TASKS]}),
-    (evaluate, "paper-sft-rl", EVALUATE | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),
-    (evaluate, "paper-gold", EVALUATE | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),
+    (evaluate, "paper", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),  # 7
+    (evaluate, "paper-math", EVALUATE | BY_MATH | {"tasks": ["math", *evaluate.REAL_TASKS]}),
+    (evaluate, "paper-sft-rl", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),
+    (evaluate, "paper-gold", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),
 ]  # fmt: skip
 
 
