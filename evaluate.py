@@ -2,8 +2,8 @@
 
 pass@k (Chen et al. 2021, eq. 1, in data/pass_at_k.py) is averaged over questions; one sampling run serves every k. Each
 completion is scored twice: `flexible` (#### or box, else the last number; the headline, as the paper's GSM8K scorer)
-and `strict` (the marker must be there; this is what RL is rewarded for). The `floor` row is pass@k of answers drawn
-blindly from the training answers' distribution: what exceeds it is skill.
+and `strict` (the marker must be there; this is what RL is rewarded for). `--grader` says what is right. The `floor` row
+is pass@k of answers drawn blindly from the training answers' distribution: what exceeds it is skill.
 
     python evaluate.py --ckpt runs/base/ckpt_006400.pt --n-shot 8      # all tasks of data/world, about 2 minutes
     python evaluate.py --ckpt runs/rl/ckpt_000048.pt --tasks gsm --split val --limit 100 --out runs/rl/val.json

@@ -46,7 +46,7 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 class _Item(NamedTuple):
     """A piece of an element: a sign, or a factor number * top / bottom."""
 
-    number: Fraction = Fraction(1)
+    number: int | Fraction = 1
     top: str = ""
     bottom: str = ""
     kind: str = ""  # "sign" (which is `top`), "unit" or other "words", "sum" (in brackets), "fraction", "function", ""
@@ -125,7 +125,7 @@ def _read(leaf: str, todo: list[str], depth: int, items: list[_Item]) -> None:
     elif leaf in _OPEN:
         items.append(_group(leaf, todo, depth))
     elif leaf[0] in "0123456789" or (leaf[0] == "." and len(leaf) > 1):
-        items.append(_Item(Fraction(leaf)))
+        items.append(_Item(int(leaf) if leaf.isdigit() else Fraction(leaf)))
     elif leaf[0].isalpha() or leaf in "∞∅":
         word = leaf.lower()
         function = word in _FUNCTIONS or (word in ("f", "g", "h") and todo[-1:] == ["("])
@@ -244,8 +244,8 @@ def _terms(items: list[_Item]) -> list[tuple[str, list[_Item]]]:
 def _product(items: list[_Item]) -> _Item:
     r"""The items of a term as one factor, from left to right. The first number is the term's; a proper \frac behind a
     whole number makes it a mixed number; other numbers stay where they are: 3 4 is not 12."""
-    number, top, bottom, counted, divided, sign = Fraction(1), "", "", False, False, ""
-    items = _applied(items)
+    number, top, bottom, counted, divided, sign = 1, "", "", False, False, ""
+    items = _applied(items) if len(items) > 1 else items
     for place, item in enumerate(items):
         if item.kind == "sign":
             sign = item.top
@@ -284,7 +284,7 @@ def _applied(items: list[_Item]) -> list[_Item]:
 def _quotient(a: _Item, b: _Item) -> _Item:
     if not b.number:
         return _Item(top=f"({_written(a)})/0")
-    return _Item(a.number / b.number, _beside(a.top, b.bottom), _beside(a.bottom, b.top))
+    return _Item(Fraction(a.number) / b.number, _beside(a.top, b.bottom), _beside(a.bottom, b.top))
 
 
 def _beside(a: str, b: str) -> str:
