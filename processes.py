@@ -46,6 +46,7 @@ def joined() -> Iterator[None]:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=STORE, rank=RANK, world_size=PROCESSES, timeout=PATIENCE)
+        gather([])  # the connections stand
         yield
         STORE.add(f"signs of {RANK}", DONE)
         dist.destroy_process_group()
@@ -87,9 +88,9 @@ def lost(who: str = "a process of this run") -> str:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Did a collective fail, as it does when another process has ended?"""
-    kind = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
-    return PROCESSES > 1 and kind
+    """Did a collective fail as it does when another process has ended? NCCL's other errors are faults to be read."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("gloo", "remote process exited"))
+    return PROCESSES > 1 and (told or isinstance(error, dist.DistNetworkError | dist.DistStoreError))
 
 
 def own_device(name: str) -> str:

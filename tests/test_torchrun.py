@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ import many
 import pytest
 import torch
 from tiny import load, read_jsonl
+
+import common
+import processes
+from data.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RL = "--prompts-per-step 5 --group-size 3 --max-new-tokens 6 --prompts-per-batch 2 --micro-batch-size 2".split()
@@ -39,14 +44,19 @@ def run_of(name: str, folder: Path, base, world) -> list[str]:
     return [stage, *init, "--data", str(world), "--out", str(folder / name), *rest, *flags]
 
 
-def begin(plan: dict, folder: Path, *, torchrun: bool = True) -> list[subprocess.Popen]:
-    """tests/many.py in two processes: torchrun, or without it the two themselves."""
+def begin(plan: dict, folder: Path, *, alone: bool = False) -> list[subprocess.Popen]:
+    """tests/many.py in two processes: torchrun, or the two `alone`, without it."""
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
     script = [str(ROOT / "tests" / "many.py"), str(path)]
-    ranks = [{"RANK": str(n), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29471"} for n in (0, 1)]
-    if torchrun:
-        ranks, script = [{}], [*"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *script]
+    ranks = [{}]
+    if alone:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        ranks = [{"RANK": str(rank), **meeting} for rank in range(2)]
+    else:
+        script = [*"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *script]
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return [subprocess.Popen([sys.executable, *script], env=environment | rank, **pipes) for rank in ranks]
@@ -58,6 +68,7 @@ def one_process(runs: list[list[str]]) -> None:
         patch.setattr("train_rl.reward", many.scored)
         patch.setattr("sys.argv", [])
         many.all_of(runs)
+    assert not torch.distributed.is_initialized()
 
 
 def two_processes(runs: list[list[str]], folder: Path) -> str:
@@ -76,6 +87,8 @@ def both(world, base, tmp_path_factory):
     for n in "12":
         result = ["--data", str(world), "--out", str(folder / n / "result.json"), "--reference", str(base)]
         whole[n].append([*EVALUATE, "--ckpt", str(folder / "1/sft/ckpt_000004.pt"), *result])
+        finished = [str(folder / "1" / name / "ckpt_000004.pt") for name in ("sft", "rl")]
+        whole[n].append(["merge", "--average", *finished, "--out", str(folder / n / "mean.pt")])
     one_process(whole["1"])
     copied = {n: [folder / n / name for name in ("sft", "merge")] for n in ("12", "21")}
     for n, paths in copied.items():
@@ -160,15 +173,20 @@ def test_an_evaluation_by_two_is_that_by_one(both):
     assert samples[0] == samples[1] and two["settings"]["processes"] == 2
 
 
+def test_checkpoints_averaged_by_two(both):
+    """The first process does it."""
+    one, two = (load(both[0] / n / "mean.pt")["model"] for n in "12")
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
 # ------------------------------------------------------------------------------------------------------ when one ends
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dead_process_ends_the_others(world, base, tmp_path, number):
     """Killed, or silent though its connections stand, as on a machine that is gone. No torchrun is there to help."""
-    run = run_of("rl", tmp_path, base, world)
+    run = [*run_of("rl", tmp_path, base, world), "--save-at", "1"]
+    first, second = begin({"runs": [run], "signal": number, "rank": 1, "step": 2, "silence": 4.0}, tmp_path, alone=True)
     began = time.time()
-    plan = {"runs": [[*run, "--save-at", "1"]], "signal": number, "rank": 1, "step": 2, "silence": 4.0}
-    first, second = begin(plan, tmp_path, torchrun=False)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=120)
     second.kill()
     second.communicate()
     assert first.returncode == 2 and time.time() - began < 60
@@ -176,5 +194,50 @@ def test_a_dead_process_ends_the_others(world, base, tmp_path, number):
     assert [p.name for p in (tmp_path / "rl").glob("*.pt")] == ["ckpt_000001.pt"]
 
 
-def test_torchrun_refusal_is_said_once_and_a_signal_stops_all(world, base, tmp_path):
-    pass
+def test_a_signal_to_one_stops_all_after_the_same_step(world, base, tmp_path):
+    run = [*run_of("rl", tmp_path, base, world), "--save-at", "3"]
+    both = begin({"runs": [run], "signal": signal.SIGTERM, "rank": 1, "step": 2}, tmp_path, alone=True)
+    (out, err), (more, err_too) = (process.communicate(timeout=120) for process in both)
+    assert [process.returncode for process in both] == [143, 143] and not err + err_too + more
+    assert "stopped by SIGTERM after step 2 of 4; go on with" in out
+    assert [p.name for p in (tmp_path / "rl").glob("*.pt")] == ["ckpt_000002_stopped.pt"]
+
+
+def test_a_refusal_is_said_once(world, base, tmp_path):
+    run = [*run_of("sft", tmp_path, base, world), "--betas", "2", "2"]
+    both = begin({"runs": [run]}, tmp_path, alone=True)
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    [line] = [line for out, err in said for line in (out + err).splitlines()]
+    assert line.startswith("error: --betas 2.0 2.0: ")
+
+
+# ------------------------------------------------------------------------------------------- what torchrun cannot start
+@pytest.fixture
+def first_of_two(monkeypatch):
+    for module in (processes, common):
+        monkeypatch.setattr(module, "PROCESSES", 2)
+    monkeypatch.setenv("RANK", "0")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_what_runs_in_one_process_refuses_many(refused, first_of_two):
+    refused("sample", "--ckpt", "a.pt", words=("torchrun began 2 processes", "start it with python"))
+
+
+def test_processes_that_cannot_meet(first_of_two):
+    with pytest.raises(UserError, match="2 processes did not meet .*WORLD_SIZE.*; start them with torchrun"):
+        with processes.joined():
+            pass
+
+
+def test_each_process_has_a_gpu_of_its_own(first_of_two, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert processes.own_device("cuda") == "cuda:1" and processes.own_device("cpu") == "cpu"
+    with pytest.raises(UserError, match="--device cuda:0 for 2 processes"):
+        processes.own_device("cuda:0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes on a machine of 1 GPUs; lower --nproc-per-node"):
+        processes.own_device("cuda")
