@@ -1,12 +1,15 @@
-"""`python -m data.prepare questions` on made rows, and how a stage starts on what it wrote: time and memory.
+"""`python -m data.prepare` on made files, and how a stage starts on what it wrote: time and memory.
 
     python -m bench.prepare rows /tmp/rows --rows 1000000 --kind jsonl       # or jsonl.gz, jsonl.zst, parquet
     python -m data.prepare questions /tmp/rows/* --out /tmp/omi2 --workers 2
     python -m bench.prepare start /tmp/omi2                                  # what RL and SFT-Gold do before step 1
     python -m bench.prepare grow /tmp/omi2 /tmp/omi2_14m --times 14          # the same folder 14 times as long, sparse
+    python -m bench.prepare corpus /tmp/corpus --gb 2 --of $REAL_DATA/general/*
+    python -m data.prepare corpus /tmp/corpus --val-fraction 0.001 --out /tmp/tokens
 
 The rows are as long as OpenMathInstruct-2's: about 80 tokens of problem and 300 of solution in GPT-2's, 23 solutions a
-problem, problems scattered over all files. Their words repeat more than real ones do.
+problem, problems scattered over all files. Their words repeat more than real ones do. The corpus is paragraphs of real
+files, dealt anew to documents, gzipped.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from common import peak_memory
+from data.documents import read_documents
 from data.files import optional, write_json
 from data.math_qa import draw, question_prompts, template_for
 from data.pass_at_k import fitting
@@ -80,6 +84,20 @@ def write_rows(out: Path, count: int, files: int, kind: str) -> None:
             out_file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def write_corpus(out: Path, of: list[str], gigabytes: float, files: int) -> None:
+    """Documents of 2 to 20 paragraphs of these files, until their texts are so many bytes."""
+    out.mkdir(parents=True, exist_ok=True)
+    paragraphs = [p for path in of for text in read_documents(path) for p in text.split("\n") if p.strip()]
+    rng = random.Random(0)
+    for file in range(files):
+        left, number = gigabytes * 1e9 / files, 0
+        with gzip.open(out / f"web-{file:03}.jsonl.gz", "wt", compresslevel=1) as out_file:
+            while left > 0:
+                text = "\n".join(rng.choices(paragraphs, k=rng.randint(2, 20)))
+                out_file.write(json.dumps({"id": f"{file}-{number}", "source": "made", "text": text}) + "\n")
+                left, number = left - len(text.encode()), number + 1
+
+
 def start(folder: Path) -> None:
     """What RL and then SFT-Gold do with their questions before the first step, and in it."""
     began, memory = time.time(), peak_memory()
@@ -125,11 +143,15 @@ def grow(folder: Path, out: Path, times: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.prepare", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    made, started, grown = (commands.add_parser(name) for name in ("rows", "start", "grow"))
+    made, dealt, started, grown = (commands.add_parser(name) for name in ("rows", "corpus", "start", "grow"))
     made.add_argument("out", type=Path)
     made.add_argument("--rows", type=int, default=100_000)
     made.add_argument("--files", type=int, default=8)
     made.add_argument("--kind", default="jsonl", choices=["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+    dealt.add_argument("out", type=Path)
+    dealt.add_argument("--gb", type=float, default=0.1, help="of text, before gzip")
+    dealt.add_argument("--files", type=int, default=8)
+    dealt.add_argument("--of", nargs="+", required=True, metavar="FILE", help="where the paragraphs are from")
     started.add_argument("folder", type=Path)
     grown.add_argument("folder", type=Path)
     grown.add_argument("out", type=Path)
@@ -137,6 +159,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "rows":
         write_rows(args.out, args.rows, args.files, args.kind)
+    elif args.command == "corpus":
+        write_corpus(args.out, args.of, args.gb, args.files)
     elif args.command == "start":
         start(args.folder)
     else:

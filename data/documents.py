@@ -12,11 +12,21 @@ from collections.abc import Iterator
 import tiktoken
 
 from common import UserError
-from data.files import leave_out, open_bytes, read_parquet, read_rows, suffix
+from data.files import leave_out, open_bytes, optional, read_parquet, read_rows, suffix
 from data.math_qa import format_prompt, format_target, template_for
 from data.questions import load_questions
 
+KINDS = (".jsonl", ".json", ".txt", ".md", ".parquet")
 PIECE = 16_384  # characters of a plain text file that make one document
+
+
+def check_kind(path: str | os.PathLike) -> None:
+    """UserError for a file that cannot be read by its name, or not without a module that is not installed."""
+    if suffix(path) not in KINDS:
+        kinds = ".jsonl, .json, .txt or .md, each also with .gz or .zst, or .parquet"
+        raise UserError(f"{path}: unknown kind of file; give {kinds}")
+    if suffix(path) == ".parquet":
+        optional("pyarrow.parquet", path)
 
 
 def read_documents(path: str | os.PathLike) -> Iterator[str]:
@@ -29,8 +39,7 @@ def read_documents(path: str | os.PathLike) -> Iterator[str]:
     elif suffix(path) in (".txt", ".md"):
         yield from _pieces(path)
     else:
-        kinds = ".jsonl, .json, .txt or .md, each also with .gz or .zst, or .parquet"
-        raise UserError(f"{path}: unknown kind of file; give {kinds}")
+        check_kind(path)
 
 
 def _texts(columns: dict[str, list], path: str | os.PathLike) -> Iterator[str]:

@@ -7,7 +7,7 @@
 DIR gets PART.bin of each part, val.bin (a share of the documents of every part, chosen by hash; mathematics last),
 tokenizer.tiktoken, meta.json with the mixes, and manifest.jsonl: settings and sources in its first line, then a line
 for each source that is done. A preparation that was killed goes on with the same command, source by source. What is
-written does not depend on --processes.
+written does not depend on --workers.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 import tiktoken
 
 from common import UserError, clear_temporaries, lock, writable_dir
-from data.documents import question_task, read_documents, read_worksheets
+from data.documents import check_kind, question_task, read_documents, read_worksheets
 from data.files import counted, open_bytes, read_jsonl, suffix, to_json
 from data.tokenizer import load_tokenizer, tokenizer_id
 from data.tokens import DTYPES, TokenWriter, dtype_of, hash64, load_meta, write_meta
@@ -57,16 +57,15 @@ def default_mixes(tokens: dict[str, int], math_weight: float | None = None) -> d
         shares |= {part: share * tokens[part] / total for part in group if part in tokens}
     if shares.keys() != tokens.keys():
         return {}
-    of_math = {part in MATH: 0.0 for part in tokens}
-    for part in tokens:
-        of_math[part in MATH] += shares[part]
-    if len(of_math) == 1:
-        return {"base": {part: shares[part] / sum(shares.values()) for part in tokens}}
-    weight = math_weight or of_math[True] / sum(of_math.values())
+    of_math = sum(share for part, share in shares.items() if part in MATH)
+    rest = sum(shares.values()) - of_math
+    if not of_math or not rest:
+        return {"base": {part: shares[part] / (of_math + rest) for part in tokens}}
+    weight = math_weight or of_math / (of_math + rest)
 
     def mix(weight: float) -> dict[str, float]:
-        wanted = {True: weight, False: 1 - weight}
-        return {part: wanted[part in MATH] * shares[part] / of_math[part in MATH] for part in tokens}
+        scale = {True: weight / of_math, False: (1 - weight) / rest}
+        return {part: shares[part] * scale[part in MATH] for part in tokens}
 
     return {"base": mix(weight), "math-heavy": mix(min(0.9, 2 * weight))}
 
@@ -116,16 +115,16 @@ def _tokenize(number: int) -> tuple[dict, list[Path]]:
 
 
 @contextmanager
-def workers(work: Work, processes: int) -> Iterator[Callable]:
+def spread(work: Work, workers: int) -> Iterator[Callable]:
     """A `map` of `work` over numbers, in their order, in so many processes."""
-    if processes == 1:
+    if workers == 1:
         yield lambda numbers: map(work, numbers)
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (work,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,))
     try:
         yield lambda numbers: pool.map(_tokenize, numbers)
     except BrokenProcessPool:
-        mend = "lower --processes and give the same command, which goes on"
+        mend = "lower --workers and give the same command, which goes on"
         raise UserError(f"a process ended without a word (was the memory full?); {mend}") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -147,6 +146,7 @@ def find_sources(parts: dict[str, list]) -> list[list]:
                 if not files:
                     raise UserError(f"{given}: no {', '.join(IN_FOLDERS)} files in this folder; check the path")
             for path in files:
+                check_kind(path)
                 with open_bytes(path):
                     sources.append([part, str(path), os.path.getsize(path)])
     return sources
@@ -191,11 +191,11 @@ def _append(path: Path, shard: Path, start: int) -> None:
     shard.unlink()
 
 
-def _tokenize_missing(work: Work, lines: list[dict], processes: int) -> None:
+def _tokenize_missing(work: Work, lines: list[dict], workers: int) -> None:
     """Tokenize the sources that have no line, append their tokens in order, and add their lines."""
     sources, size = work.settings["sources"], DTYPES[dtype_of(work.enc)].itemsize
     missing = range(len(lines), len(sources))
-    with workers(work, min(processes, max(1, len(missing)))) as mapped:
+    with spread(work, min(workers, max(1, len(missing)))) as mapped:
         for number, (line, shards) in zip(missing, mapped(missing), strict=True):
             part = sources[number][0]
             before = sum(done["tokens"] for done, source in zip(lines, sources, strict=False) if source[0] == part)
@@ -204,6 +204,32 @@ def _tokenize_missing(work: Work, lines: list[dict], processes: int) -> None:
             with open(work.out / MANIFEST, "a", encoding="utf-8") as file:
                 file.write(to_json(line) + "\n")
             lines.append(line)
+
+
+def _meta(out: Path, settings: dict, lines: list[dict], dtype: str, own: dict, math_weight: float | None) -> dict:
+    """meta.json of a folder whose sources are all done. `own`: mixes beside the default ones."""
+    tokens, val, val_math = {part: 0 for part, _, _ in settings["sources"]}, 0, 0
+    for (part, _, _), line in zip(settings["sources"], lines, strict=True):
+        tokens[part] += line["tokens"]
+        val, val_math = val + line["val"], val_math + line["val"] * (part in MATH)
+    block_size, counts = settings["block_size"], {**tokens, "val": val}
+    for name, count in counts.items():
+        if count < block_size + 1:
+            mend = "give more text, a larger --val-fraction or a smaller --block-size, and another --out"
+            raise UserError(f"{out / name}.bin: {count} tokens, fewer than a row of {block_size} + 1; {mend}")
+    mixes = default_mixes(tokens, math_weight) | own
+    if "base" not in mixes:
+        raise UserError(f"--part {' '.join(tokens)}: some have no share in the paper's mix; give --mix base as well")
+    return {
+        "kind": "text",
+        "files": {f"{name}.bin": {"dtype": dtype, "tokens": count} for name, count in counts.items()},
+        "mixes": {name: {f"{part}.bin": weight for part, weight in mix.items()} for name, mix in mixes.items()},
+        "val": "val.bin",
+        "val_math": val_math,  # tokens at its end
+        "block_size": block_size,
+        "seed": settings["seed"],
+        "guess_floor": {},
+    }
 
 
 def prepare(
@@ -216,13 +242,13 @@ def prepare(
     val_fraction: float = 0.02,
     block_size: int = 1024,
     seed: int = 0,
-    processes: int = 1,
+    workers: int = 1,
 ) -> dict:
     """Tokenize the files of each part to PART.bin, but a share of the documents to val.bin. `mixes`: name -> part ->
     weight, beside those of `default_mixes`. Returns meta.json."""
     out, ident = Path(out), tokenizer_id(enc)
     settings = {"tokenizer": ident, "val_fraction": val_fraction, "block_size": block_size, "seed": seed}
-    settings["sources"] = sources = find_sources(parts)
+    settings["sources"] = find_sources(parts)
     unknown = {part for mix in (mixes or {}).values() for part in mix} - parts.keys()
     if unknown:
         raise UserError(f"--mix: {min(unknown)!r} is no part; the parts are {', '.join(parts)}")
@@ -230,26 +256,8 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         clear_temporaries(out)
         lines = finished_lines(out, settings)
-        _tokenize_missing(Work(out, enc, settings), lines, processes)
-        tokens = {part: 0 for part, _, _ in sources} | {"val": 0}
-        for (part, _, _), line in zip(sources, lines, strict=True):
-            tokens[part] += line["tokens"]
-            tokens["val"] += line["val"]
-        for name, count in tokens.items():
-            if count < block_size + 1:
-                mend = "give more text, a larger --val-fraction or a smaller --block-size, and another --out"
-                raise UserError(f"{out / name}.bin: {count} tokens, fewer than a row of {block_size} + 1; {mend}")
-        files = {f"{name}.bin": {"dtype": dtype_of(enc), "tokens": count} for name, count in tokens.items()}
-        del tokens["val"]
-        mixes = {**default_mixes(tokens, math_weight), **(mixes or {})}
-        if "base" not in mixes:
-            raise UserError(
-                f"--part {' '.join(tokens)}: some have no share in the paper's mix; give --mix base as well"
-            )
-        named = {name: {f"{part}.bin": weight for part, weight in mix.items()} for name, mix in mixes.items()}
-        held_out = sum(line["val"] for (part, _, _), line in zip(sources, lines, strict=True) if part in MATH)
-        meta = {"kind": "text", "files": files, "mixes": named, "val": "val.bin", "val_math": held_out}
-        write_meta(out, enc, meta | {"block_size": block_size, "seed": seed, "guess_floor": {}})
+        _tokenize_missing(Work(out, enc, settings), lines, workers)
+        write_meta(out, enc, _meta(out, settings, lines, dtype_of(enc), mixes or {}, math_weight))
     except OSError as error:
         mend = "what is done is kept: give a writable folder with space, and the same command goes on"
         raise UserError(f"--out {out}: cannot write ({error.strerror}); {mend}") from None
@@ -272,7 +280,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-fraction", type=float, default=0.02, help="share of documents held out (default 0.02)")
     add("--block-size", type=int, default=1024, help="training window in tokens; bounds worksheets")
     add("--seed", type=int, default=0)
-    add("--processes", type=int, default=1, help="sources tokenized side by side")
+    add("--workers", type=int, default=1, help="processes, each with a source of its own (default 1)")
     add("--out", required=True, metavar="DIR")
 
 
@@ -280,7 +288,7 @@ def main(args: argparse.Namespace) -> None:
     for name in ("val_fraction", "math_weight"):
         if (value := getattr(args, name)) is not None and not 0 < value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
-    for name in ("block_size", "processes"):
+    for name in ("block_size", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     parts: dict[str, list] = {}
@@ -294,7 +302,7 @@ def main(args: argparse.Namespace) -> None:
     find_sources(parts)  # before the folder is made
     writable_dir(out)
     lock(out)
-    flags = {name: getattr(args, name) for name in ("math_weight", "val_fraction", "block_size", "seed", "processes")}
+    flags = {name: getattr(args, name) for name in ("math_weight", "val_fraction", "block_size", "seed", "workers")}
     meta = prepare(parts, out, enc, mixes=mixes, **flags)
     for name, entry in meta["files"].items():
         print(f"{out / name}: {entry['tokens']:,} tokens, {entry['dtype']}")

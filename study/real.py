@@ -139,10 +139,13 @@ def learned(lab: Lab) -> str:
     if not {"base, 0-shot", "SFT"} <= asked.keys():
         return ""
     before, after = (100 * asked[name]["format_rate"] for name in ("base, 0-shot", "SFT"))
-    n = asked["SFT"]["n_questions"]
+    above = []
+    for name, found in asked.items():
+        score = found["flexible"]["pass@1"]
+        above += [name] if score["value"] - 1.96 * score["stderr"] > found["guess_floor"].get("1", 1.0) else []
     return (
-        f"SFT takes the format from {before:.0f} % to {after:.0f} % of completions. The numbers behind the marker are "
-        f"guesses: over {n} questions no score can be told from the guess floor unless its interval says so."
+        f"SFT takes the format, an answer behind the marker, from {before:.0f} % to {after:.0f} % of completions. "
+        f"Above the guess floor by the interval of pass@1: {', '.join(above) or 'none'}."
     )
 
 

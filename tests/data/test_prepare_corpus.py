@@ -130,9 +130,9 @@ def test_a_finished_folder_stays_as_it_is(tmp_path, shards):
         prepare({"general": [shards]}, tmp_path / "out", BYTES, **SMALL)
 
 
-def test_what_is_written_does_not_depend_on_processes(tmp_path, shards):
+def test_what_is_written_does_not_depend_on_workers(tmp_path, shards):
     prepare({"general": [shards]}, tmp_path / "one", BYTES, **SMALL)
-    prepare({"general": [shards]}, tmp_path / "two", BYTES, **SMALL, processes=2)
+    prepare({"general": [shards]}, tmp_path / "two", BYTES, **SMALL, workers=2)
     assert tokens_of(tmp_path / "one") == tokens_of(tmp_path / "two")
     assert bytes_of(tmp_path / "one")["meta.json"] == bytes_of(tmp_path / "two")["meta.json"]
 
@@ -172,7 +172,7 @@ def test_a_killed_command_goes_on_and_leaves_no_process(tmp_path):
         rows = [json.dumps({"text": f"Document {n} of file {i}. " * 20}) for n in range(4000)]
         (source / f"{i}.jsonl").write_text("\n".join(rows))
     save_ranks(BYTES._mergeable_ranks, tmp_path / "bytes.tiktoken")
-    flags = ["corpus", str(source), "--tokenizer", str(tmp_path / "bytes.tiktoken"), "--processes", "2"]
+    flags = ["corpus", str(source), "--tokenizer", str(tmp_path / "bytes.tiktoken"), "--workers", "2"]
     called = [sys.executable, "-m", "data.prepare", *flags, "--out"]
     killed = subprocess.Popen([*called, str(tmp_path / "killed")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     manifest, until = tmp_path / "killed" / MANIFEST, time.time() + 60
@@ -200,12 +200,16 @@ def test_a_full_disk(tmp_path, shards):
 
 def test_a_bad_source_stops_it_and_names_itself(tmp_path, shards):
     (shards / "2.jsonl").write_text("no JSON\n" * 5)
-    for processes in (1, 2):
+    for workers in (1, 2):
         with pytest.raises(UserError, match="2.jsonl:1: not valid JSON"):
-            prepare({"general": [shards]}, tmp_path / "out", BYTES, **SMALL, processes=processes)
+            prepare({"general": [shards]}, tmp_path / "out", BYTES, **SMALL, workers=workers)
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match="--out"):
         prepare({"general": [shards / "0.jsonl"]}, tmp_path / "taken" / "sub", BYTES)
+    (tmp_path / "x.docx").write_text("x")
+    with pytest.raises(UserError, match="x.docx: unknown kind of file"):  # before any work
+        prepare({"general": [shards / "0.jsonl", tmp_path / "x.docx"]}, tmp_path / "new", BYTES)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no .jsonl, .json, .parquet, .txt files in this folder"):
         prepare({"general": [tmp_path / "empty"]}, tmp_path / "out", BYTES)
@@ -250,8 +254,20 @@ def test_command_line(tmp_path, call):
         ([], "no files"),
         ([web, "--mix", "x", "general=much"], "--mix general=much: give PART=WEIGHT"),
         ([web, "--math-weight", 1], "--math-weight 1.0: must lie between 0 and 1"),
-        ([web, "--processes", 0], "--processes 0: must be at least 1"),
+        ([web, "--workers", 0], "--workers 0: must be at least 1"),
     ]:
         code, _, error = call(*flags, "--out", tmp_path / "none")
         assert code == 2 and error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "none").exists()
+
+
+def test_optional_packages_are_asked_for_in_a_sentence(tmp_path, monkeypatch):
+    """Before any work, and only where a file needs them."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "b.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    for name in ("pyarrow", "pyarrow.parquet", "zstandard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for file, package in (("a.parquet", "pyarrow"), ("b.jsonl.zst", "zstandard")):
+        with pytest.raises(UserError, match=f"needs {package}, which is not installed; pip install {package}"):
+            prepare({"general": [tmp_path / file]}, tmp_path / "out", BYTES)
+    assert not (tmp_path / "out").exists()
