@@ -68,7 +68,7 @@ def math_form(answer: str) -> str:
 
 @lru_cache(maxsize=4096)  # golds come again with every sample
 def _form(answer: str) -> str:
-    text = re.sub(r"\{,\}|, ?\\! ?", "", to_ascii(answer)).rstrip(" .$\n")
+    text = re.sub(r" ?\{ ?, ?\}|, ?\\! ?", "", to_ascii(answer)).rstrip(" .$\n")
     if "\\begin" not in text:
         text = text.replace("\\\\", "\\")  # as JSON writes it, or a line break
     if not re.search(r"[(\[]|\\\{", text):
@@ -209,15 +209,15 @@ def _environment(todo: list[str]) -> str:
 
 # ----------------------------------------------------------------- elements to text
 def _trimmed(items: list[_Item]) -> list[_Item]:
-    """Without the unit at the end and the "x =" at the beginning."""
-    while len(items) > 1 and items[-1].kind == "unit" and any(item.kind != "unit" for item in items):
-        items = items[:-1]
-        while items and items[-1].kind == "sign" and items[-1].top in "*/":
-            items = items[:-1]
+    """Without the "x =" at the beginning and the unit at the end."""
     relations = [i for i, item in enumerate(items) if item.kind == "sign" and item.top in "=≈∈<>≤≥≠"]
     if len(relations) == 1 and relations[0] <= 3 and items[relations[0]].top in "=≈∈":
         if all(map(_is_name, items[: relations[0]])):
-            return items[relations[0] + 1 :]
+            items = items[relations[0] + 1 :]
+    while items and items[-1].kind == "unit" and any(item.kind not in ("unit", "sign") for item in items):
+        items = items[:-1]
+        while items[-1].kind == "sign" and items[-1].top in "*/":
+            items = items[:-1]
     return items
 
 
