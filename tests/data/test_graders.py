@@ -153,7 +153,7 @@ PARTS += ["\u200b", "\0", "\ud800", " ", "\n", "#### ", "1 ", "and ", "5 cm "]
 @pytest.mark.parametrize("part", PARTS)
 def test_hostile_answers(part):
     """Short and 100 kB: nothing raises, nothing takes long, and they are no answer."""
-    for length in (60, 200, 499, 500, 501, 100_000):
+    for length in (60, 500, 100_000):
         text = (part * length)[:length]
         for completion in (text, f"\\boxed{{{text}}}", f"\\boxed{{{text}", f"#### {text}"):
             for grader in ("math", "gsm8k", "ours"):
