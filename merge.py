@@ -58,6 +58,7 @@ from train_rl import (
     reference_model,
     rollout,
     rollout_metrics,
+    sampler_of,
     samples_to_read,
 )
 from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradient
@@ -251,6 +252,7 @@ def train(args, ckpt: dict | None) -> None:
     ref = reference_model(rl_side, args, ckpt, start)
     validation = Validation(args, enc, rl_side, device)  # between two averagings, of the RL side
     out = Run(args, __file__, device, start)
+    sampler = sampler_of(rl_side, start, args)
     how = f"weights {args.weights} every {args.sync_every} steps" if args.combine == "average" else args.combine
     rl = f"RL {args.prompts_per_step} questions x {args.group_size} completions"
     print(f"{len(questions)} {args.task} questions | {rl} and SFT {args.batch_size} of {len(examples)} examples a step")
@@ -276,7 +278,7 @@ def train(args, ckpt: dict | None) -> None:
                 norm = step_with_clip(sft_side, sft_optimizer, args.grad_clip, step + 1, args.out)  # theta_B
                 metrics["sft/grad_norm"] = norm
         drawn = draw(len(questions), args.prompts_per_step, step, args.seed)
-        batch = rollout(rl_side, enc, questions, prompts, drawn, step, args, device, stop)
+        batch = rollout(sampler, enc, questions, prompts, drawn, step, args, device, stop)
         metrics |= rollout_metrics(batch, args.group_size)
         metrics |= grpo_step(rl_side, ref, rl_optimizer, batch, args, device, step)  # theta_A
         done = step + 1

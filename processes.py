@@ -84,12 +84,14 @@ def speaks(store=None) -> bool:
 
 
 def lost(who: str = "a process of this run") -> str:
-    return f"{who} no longer answers, so all end; files written before are whole: see what befell it, then --resume"
+    return f"{who} no longer answers, so all end; files written before are whole: find what ended it, then --resume"
 
 
 def is_lost(error: BaseException) -> bool:
-    """Did a collective fail as it does when another process has ended? NCCL's other errors are faults to be read."""
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("gloo", "remote process exited"))
+    """Did a collective fail as it does when another process has ended? Other errors of gloo and NCCL are faults to be
+    read."""
+    signs = ("by peer", "Broken pipe", "pair closure", "remote process exited")
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return PROCESSES > 1 and (told or isinstance(error, dist.DistNetworkError | dist.DistStoreError))
 
 

@@ -47,6 +47,11 @@ class Rollout:
     def completions(self) -> list[list[int]]:
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
+    def token_logprobs(self) -> list[list[float]]:
+        """Of each completion; empty where none were asked for."""
+        rows = [[]] * len(self.tokens) if self.logprobs is None else self.logprobs.tolist()
+        return [row[:n] for row, n in zip(rows, self.lengths.tolist(), strict=True)]
+
 
 @torch.no_grad()
 def generate(

@@ -6,6 +6,7 @@ One step: P prompts, G completions of each from softmax(logits / temperature) ov
     ratio       w_t = exp(logprobs - old_logprobs)
     surrogate   min(w A, clip(w, 1 - clip_low, 1 + clip_high) A), and at least dual_clip * A where A < 0
     KL          k3 = exp(d) - d - 1 with d = ref_logprobs - logprobs, reference = the starting checkpoint
+    --sampler   surrogate times min(exp(old_logprobs - sampler_logprobs), sampler_cap): another program drew the tokens
     loss      = - sum over completion tokens of c_i (surrogate - kl_coef * k3)
 with c_i = 1 / (tokens of the update) [--loss-norm token], 1 / (rows * length_i) [sequence], 1 / (rows * max_new_tokens)
 [constant]. End-of-text is a trained token; truncated completions stay in and are rewarded only if right.
@@ -27,11 +28,15 @@ What it calls, for a reader who stays in this file:
 
 import argparse
 import copy
+import importlib
 import math
+import operator
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from common import (
     UserError,
@@ -49,7 +54,7 @@ from data.math_qa import Template, draw, extract_answer, question_prompts, rewar
 from data.pass_at_k import SPLITS, VALIDATION_SHOWN, Validation, choose, fitting, sample_row, sample_texts
 from data.prepared import take
 from data.tokenizer import decode
-from processes import deal, gather, together
+from processes import PROCESSES, deal, gather, together
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 
 PAPER = dict(lr=1e-6, steps=1560, warmup_steps=0, prompts_per_step=512, group_size=32, updates_per_batch=4)
@@ -87,6 +92,9 @@ def add_rl_args(p) -> None:
     add("--dual-clip", type=float, default=3.0, help=bound)
     kl = "weight of k3 to the starting checkpoint; 0 keeps no reference in memory"
     add("--kl-coef", type=float, default=0.0, help=kl)
+    workers = "rollouts by the workers of this folder, python -m tools.mailbox BOX, and not in this process"
+    add("--sampler", metavar="BOX", help=workers)
+    add("--sampler-cap", type=float, help="bound on the weight that corrects for --sampler's rounding; default 2")
 
 
 def check_rl_args(args) -> None:
@@ -100,6 +108,10 @@ def check_rl_args(args) -> None:
         raise UserError(f"--temperature {t}: rollouts are sampled, so it must be above 0; the paper uses 1")
     if args.dual_clip and not 1 < args.dual_clip < math.inf:
         raise UserError(f"--dual-clip {args.dual_clip}: it bounds the ratio, so it is above 1, or 0 for none")
+    if args.sampler_cap is not None and not (args.sampler and 1 <= args.sampler_cap < math.inf):
+        raise UserError(f"--sampler-cap {args.sampler_cap}: it needs --sampler, and is a number of at least 1")
+    if args.sampler and PROCESSES > P:
+        raise UserError(f"--prompts-per-step {P} with --sampler: give at least as many as processes, {PROCESSES}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,6 +169,8 @@ def grpo_loss(
     dual_clip: float = 0.0,
     ref_logprobs: torch.Tensor | None = None,  # (B, T)
     kl_coef: float = 0.0,
+    sampler_logprobs: torch.Tensor | None = None,  # (B, T), of --sampler's program for the tokens that it drew
+    sampler_cap: float = 2.0,
 ) -> tuple[torch.Tensor, dict]:
     """DeepSeekMath eq. 3 with its sign turned: the clipped surrogate and the k3 penalty, summed over completion tokens
     with a weight c_i a row. Returns (loss, stats): sums over tokens of clipped and kl, and the extreme ratios."""
@@ -174,6 +188,11 @@ def grpo_loss(
         "ratio_max": ratio[mask > 0].max().item(),
         "kl": 0.0,
     }
+    if sampler_logprobs is not None:  # importance weights of what was drawn; the clip is about the policy's own steps
+        drift = (old_logprobs - sampler_logprobs) * mask
+        surrogate = surrogate * drift.exp().clamp(max=sampler_cap)
+        stats["sampler_kl"] = ((drift.exp() - drift - 1) * mask).sum().item()
+        stats["sampler_ratio_max"] = drift.exp()[mask > 0].max().item()
     if ref_logprobs is not None:  # ABLATION: another penalty
         d = (ref_logprobs - logprobs) * mask
         k3 = d.exp() - d - 1  # DeepSeekMath eq. 4: >= 0, unbiased for KL(policy || reference) on the policy's samples
@@ -196,19 +215,28 @@ class Batch:
     gold: list[str]
     finished: torch.Tensor  # (N,) bool: ended by end-of-text or a stop string
     template: Template = template_for("world")  # its marker states the answers
+    sampler_logprobs: torch.Tensor | None = None  # (N, T), with --sampler
 
     def rows(self, part: list[int]):
         return [self.prompts[r] for r in part], [self.completions[r] for r in part]
 
 
-def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None) -> Batch:
+def sampler_of(model, start, args):
+    """What draws completions: the model, or --sampler's workers, which get its weights at every step. Found by name:
+    only runs that use it are made of it (common.source_files)."""
+    return importlib.import_module("tools.mailbox").Box(model, start.tokenizer, args) if args.sampler else model
+
+
+def rollout(sampler, enc, questions, prompts, drawn, step, args, device, stop=None) -> Batch:
     """Sample G completions of each drawn question, check the answers, centre the rewards. `stop`: see stop_strings."""
     G, seed = args.group_size, args.seed * 1_000_003 + step
     settings = dict(n_samples=G, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=seed)
-    settings |= dict(together=args.prompts_per_batch)
+    settings |= dict(
+        together=len(drawn) if args.sampler else args.prompts_per_batch, return_logprobs=bool(args.sampler)
+    )
     asked, places = [prompts[i] for i in drawn], deal(range(len(drawn)))
-    groups = gather(list(sample_texts(model, enc, asked, places, stop, device, **settings)))
-    completions, finished, texts = ([one for group in part for one in group] for part in zip(*groups, strict=True))
+    groups = gather(list(sample_texts(sampler, enc, asked, places, stop, device, **settings)))
+    completions, finished, texts, logprobs = (list(chain(*part)) for part in zip(*groups, strict=True))
     repeated = [i for i in drawn for _ in range(G)]
     gold, template = [questions[i].answer for i in repeated], template_for(args.template or args.task)
     # ABLATION: another reward
@@ -223,6 +251,7 @@ def rollout(model, enc, questions, prompts, drawn, step, args, device, stop=None
         gold=gold,
         finished=torch.tensor(finished),
         template=template,
+        sampler_logprobs=pad_sequence([torch.tensor(x) for x in logprobs], batch_first=True) if args.sampler else None,
     )
 
 
@@ -254,6 +283,7 @@ def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=N
     weights[rows] = loss_weights(batch.lengths[rows], args.loss_norm, args.max_new_tokens)
     clipping = dict(clip_low=args.clip_low, clip_high=args.clip_high, dual_clip=args.dual_clip)
     total = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "entropy": 0.0, "tokens": 0, "ratio_min": 1.0, "ratio_max": 1.0}
+    total |= {"sampler_kl": 0.0, "sampler_ratio_max": 0.0} if args.sampler else {}
     for i, part in enumerate(signal_micro_batches(batch, rows, args)):
         with device.autocast():
             logprobs, entropy, mask = model.completion_logprobs(*batch.rows(part), args.temperature, entropy=True)
@@ -263,16 +293,18 @@ def grpo_gradient(model, ref, batch: Batch, rows: list[int], args, device, old=N
                     ref_logprobs = ref.completion_logprobs(*batch.rows(part), args.temperature)[0]
         old_logprobs = logprobs.detach() if old is None else old[i]
         advantages, c = batch.advantages[part].to(mask.device), weights[part].to(mask.device)
-        penalty = dict(ref_logprobs=ref_logprobs, kl_coef=args.kl_coef)
-        loss, stats = grpo_loss(logprobs, old_logprobs, advantages, mask, c, **clipping, **penalty)
+        others = dict(ref_logprobs=ref_logprobs, kl_coef=args.kl_coef)
+        if args.sampler:
+            drawn = batch.sampler_logprobs[part, : mask.shape[1]].to(mask.device)
+            others |= dict(sampler_logprobs=drawn, sampler_cap=args.sampler_cap or 2.0)
+        loss, stats = grpo_loss(logprobs, old_logprobs, advantages, mask, c, **clipping, **others)
         loss.backward()
-        for key in ("clipped", "kl"):
-            total[key] += stats[key]
+        for key, value in stats.items():
+            fold = min if key.endswith("_min") else max if key.endswith("_max") else operator.add
+            total[key] = fold(total.get(key, 0.0), value)
         total["loss"] += loss.item()
         total["entropy"] += entropy.sum().item()
         total["tokens"] += int(mask.sum())
-        total["ratio_min"] = min(total["ratio_min"], stats["ratio_min"])
-        total["ratio_max"] = max(total["ratio_max"], stats["ratio_max"])
     return together(total)
 
 
@@ -320,15 +352,21 @@ def update_metrics(results: list[dict], with_kl: bool) -> dict:
     def mean(key: str) -> float | None:
         return sum(r[key] for r in results) / tokens if tokens else None
 
-    return {
+    def most(key: str, fold=max) -> float | None:
+        return fold(r[key] for r in results) if tokens else None
+
+    metrics = {
         "train/loss": sum(r["loss"] for r in results) / len(results),
         "train/grad_norm": sum(r["grad_norm"] for r in results) / len(results),
         "policy/kl": mean("kl") if with_kl else None,
         "policy/clip_frac": mean("clipped"),
         "policy/entropy": mean("entropy"),
-        "policy/ratio_min": min(r["ratio_min"] for r in results) if tokens else None,
-        "policy/ratio_max": max(r["ratio_max"] for r in results) if tokens else None,
+        "policy/ratio_min": most("ratio_min", min),
+        "policy/ratio_max": most("ratio_max"),
     }
+    if "sampler_kl" in results[0]:
+        metrics |= {"policy/sampler_kl": mean("sampler_kl"), "policy/sampler_ratio_max": most("sampler_ratio_max")}
+    return metrics
 
 
 def rollout_metrics(batch: Batch, group_size: int) -> dict:
@@ -386,6 +424,7 @@ def main():
     if ckpt:
         restore_optimizer(optimizer, ckpt["optimizer"], args.resume)
     out = Run(args, __file__, device, start)
+    sampler = sampler_of(model, start, args)
     P, G, n = args.prompts_per_step, args.group_size, args.updates_per_batch
     batches = f"{P} questions x {G} = {P * G} completions a step, {n} {'update' if n == 1 else 'updates'} each"
     print(f"{len(questions)} {args.task} questions | {batches} | a loss near 0 is normal, watch the reward")
@@ -399,7 +438,7 @@ def main():
         set_lr(optimizer, lr := lr_at(step, args, args.lr, "constant"))
         # ABLATION: another choice of questions
         drawn = draw(len(questions), P, step, args.seed)
-        batch = rollout(model, enc, questions, prompts, drawn, step, args, device, stop)
+        batch = rollout(sampler, enc, questions, prompts, drawn, step, args, device, stop)
         sampled = time.time()
         metrics = rollout_metrics(batch, G) | grpo_step(model, ref, optimizer, batch, args, device, step)
         seconds, done = time.time() - began, step + 1

@@ -101,12 +101,11 @@ def fitting_examples(examples: Sequence, block_size: int, args) -> Sequence:
     """Those that fit the context and the limits of `args` on prompt and target; `fitting` tells of the others."""
     if not examples:
         raise UserError("the questions have no solutions, which SFT needs; give a file with solutions, or train_rl.py")
-    prompts, targets = example_lengths(examples)
-    sides = [(prompts, args.max_prompt_tokens, "prompts"), (targets, args.max_target_tokens, "targets")]
+    limits = {"prompts": args.max_prompt_tokens, "targets": args.max_target_tokens, "examples": 0}
     fits = np.zeros(len(examples), np.int8)
-    for sizes, most, what in [*sides, (prompts + targets, 0, "examples")]:
-        fits[fitting(sizes, 0, block_size, what, args.strict_length, longest=most)] += 1
-    if not len(kept := np.flatnonzero(fits == 3)):
+    for what, sizes in example_lengths(examples):
+        fits[fitting(sizes, 0, block_size, what, args.strict_length, longest=limits[what])] += 1
+    if not (kept := fits == 3).any():
         raise UserError("no example fits the context and the limits of its prompt and target; raise one of them")
     return take(examples, kept)
 

@@ -25,7 +25,8 @@ import numpy as np
 from common import lock, writable_dir
 from data import benchmarks
 from data.files import UserError, read_json, read_rows, write_json
-from data.prepared import Prepared, is_prepared, write_array
+from data.prepared import Prepared, is_prepared
+from data.prepared_writer import write_array
 from data.questions import TASKS, WORLD_TASKS, load_questions, read_row
 from data.tokenizer import decode, folder_tokenizer
 from data.tokens import load_meta, open_tokens

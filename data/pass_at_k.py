@@ -49,6 +49,9 @@ def fitting(
     room, sizes = block_size - new_tokens, lengths(rows)
     fits = sizes <= min(room, longest or room)
     kept = np.flatnonzero(fits)
+    if 0 < longest < room and sizes.max() > longest and (strict or not len(kept)):
+        flag = f"--max-{'target' if what == 'targets' else 'prompt'}-tokens {longest}"
+        raise UserError(f"{flag}: the {what} have up to {sizes.max()} tokens; raise it, or drop the long ones")
     if strict or not len(kept):  # told by the longest one's length
         check_context([range(sizes.max())], new_tokens, min(block_size, (longest or room) + new_tokens))
     if out := len(rows) - len(kept):
@@ -64,9 +67,9 @@ def fitting(
 
 def sample_texts(model, enc, prompts, places, stop: StopStrings | None, device, *, together: int, **settings):
     """Sample completions of `prompts` (ids), of those at `places`, `together` prompts at a time: memory and speed only.
-    Yields for each of these prompts its completions (ids), which of them ended by end-of-text or a stop string, and
-    their texts, without end-of-text and cut before the stop string. `settings`: of GPT.generate. A prompt's draws
-    depend on its place: one that comes twice is sampled anew."""
+    Yields for each of these prompts its completions (ids), which of them ended by end-of-text or a stop string, their
+    texts, without end-of-text and cut before the stop string, and their log-probs, if asked for. `settings`: of
+    GPT.generate. A prompt's draws depend on its place: one that comes twice is sampled anew."""
     for i in range(0, len(places), together):
         part = list(places[i : i + together])
         asked = [prompts[place] for place in part]
@@ -75,8 +78,8 @@ def sample_texts(model, enc, prompts, places, stop: StopStrings | None, device, 
         rows, finished = out.completions(), out.finished.tolist()
         texts = [decode(enc, [t for t in row if t != enc.eot_token]) for row in rows]
         texts = [stop.cut(text) for text in texts] if stop else texts
-        G = len(rows) // len(part)
-        yield from ((rows[j : j + G], finished[j : j + G], texts[j : j + G]) for j in range(0, len(rows), G))
+        found, G = (rows, finished, texts, out.token_logprobs()), len(rows) // len(part)
+        yield from (tuple(x[j : j + G] for x in found) for j in range(0, len(rows), G))
 
 
 def score_questions(
@@ -91,7 +94,7 @@ def score_questions(
     for i in range(0, len(questions), count := settings["together"] * PROCESSES):
         places, mine = deal(range(len(questions))[i : i + count]), []
         sampled = sample_texts(model, enc, prompts, places, stop, device, n_samples=n_samples, **settings)
-        for place, (_, finished, texts) in zip(places, sampled, strict=True):
+        for place, (_, finished, texts, _) in zip(places, sampled, strict=True):
             gold = questions[place].answer
             strict, flexible = ([stated_answer(text, marker, last, grader) for text in texts] for last in (False, True))
             counts = {

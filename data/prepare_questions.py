@@ -30,7 +30,8 @@ from common import clear_temporaries, lock, peak_memory, writable_dir
 from data.files import ODD_ROWS, UserError, open_bytes, parse_json, read_json, read_parquet, suffix, write_json
 from data.grading import answers_equal
 from data.math_qa import TEMPLATES, Template, format_prompt, format_target, template_for
-from data.prepared import FORMAT, Packed, Writer, finish, pack
+from data.prepared import FORMAT
+from data.prepared_writer import Packed, Writer, finish, pack
 from data.questions import Question, text_of
 from data.tokenizer import load_tokenizer, make_encoding, save_ranks, tokenizer_id
 from data.tokens import DTYPES, dtype_of

@@ -18,6 +18,7 @@ the kernels, which therefore share nothing but the definition. The kernels' argu
 as in attention_triton.py.
 """
 
+import functools
 import math
 
 import torch
@@ -45,8 +46,6 @@ def prefix_mask(prefix_first, prefix_lengths, P: int, Tp: int, device):
 def tail_mask(tail_lengths, Tq: int, Tt: int, device):
     """bool (B or 1, Tq, Tt): the queries are the last Tq of a row's valid tail slots, in order, and see up to
     themselves."""
-    if tail_lengths is None and Tq == 1:
-        return None
     length = torch.as_tensor(Tt if tail_lengths is None else tail_lengths, device=device).reshape(-1, 1, 1)
     slot, query = torch.arange(Tt, device=device), torch.arange(Tq, device=device)[:, None]
     return slot <= length - Tq + query
@@ -66,9 +65,7 @@ def prefix_tail_attention_reference(
     shared = prefix_mask(prefix_first, prefix_lengths, B // group_size, Tp, q.device)
     if shared is not None:
         visible[:, :, :Tp] = shared.expand(B // group_size, -1).repeat_interleave(group_size, 0)[:, None]
-    own = tail_mask(tail_lengths, Tq, Tt, q.device)
-    if own is not None:
-        visible[:, :, Tp:] = own
+    visible[:, :, Tp:] = tail_mask(tail_lengths, Tq, Tt, q.device)
     visible = visible[:, None]
     scores = q @ k.transpose(-1, -2) * D**-0.5
     scores = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -math.inf)
@@ -80,6 +77,11 @@ def _bias(mask, dtype):
     """bool mask -> what is added to scores: 0 where visible, else -1e30. Not -inf: a query that sees nothing then gets
     finite numbers and a log-sum-exp of about -1e30."""
     return torch.where(mask, 0.0, -1e30).to(dtype)
+
+
+@functools.lru_cache(maxsize=1)  # for all layers of a step
+def _same_tail_bias(length: int, Tq: int, Tt: int, dtype, device):
+    return _bias(tail_mask(length, Tq, Tt, device), dtype)
 
 
 def _softmax_over(q, k, v, bias):
@@ -98,7 +100,7 @@ def _prefix_part(q, k, v, bias, seats):
     seated = q if seats is None else q.index_select(0, seats[1])
     groups = seated.unflatten(0, (P, -1)).transpose(1, 2)  # (P, H_kv, G, M, D)
     found = _softmax_over(groups.flatten(2, 3), k, v, bias)
-    found = (x.transpose(1, 2).reshape(len(seated), M, H_kv, -1) for x in found)  # their layout in memory, on a CPU
+    found = (x.transpose(1, 2).reshape(seated.shape[0], M, H_kv, -1) for x in found)  # their layout in memory, on a CPU
     found = (x if seats is None else x.index_select(0, seats[0]) for x in found)
     return [x.transpose(1, 2).flatten(0, 1) for x in found]
 
@@ -124,6 +126,7 @@ def prefix_tail_attention_torch(
     of small 16-bit products is slow there, so keep CPU caches in float32."""
     (B, H, Tq, D), (P, H_kv, Tp, _), Tt = q.shape, prefix_k.shape, tail_k.shape[2]
     M, dtype = H // H_kv * Tq, q.dtype  # the queries that read one key head
+    tail_lengths = Tt if tail_lengths is None else tail_lengths
     narrow = dtype in (torch.float16, torch.bfloat16) and q.device.type == "cpu"
     compute = torch.float32 if narrow else torch.promote_types(dtype, tail_k.dtype)
     stat = torch.promote_types(compute, torch.float32)
@@ -134,11 +137,12 @@ def prefix_tail_attention_torch(
         levels = [(prefix_k, prefix_v, bias, seats)] + ([] if common is None else [(*common, None, None)])
         parts = [_prefix_part(q, k.to(compute), v.to(compute), *rest) for k, v, *rest in levels]
         q, k, v = (x.to(compute).reshape(B * H_kv, -1, D) for x in (q, tail_k, tail_v))
-        visible = tail_mask(tail_lengths, Tq, Tt, q.device)
-        bias = torch.zeros(1, 1, 1, dtype=stat, device=q.device)
-        if visible is not None:
-            bias = _bias(visible, stat)[:, None, None].expand(-1, H_kv if len(visible) > 1 else 1, M // Tq, -1, -1)
-            bias = bias.flatten(0, 1).flatten(1, 2)
+        if torch.is_tensor(tail_lengths):
+            bias = _bias(tail_mask(tail_lengths, Tq, Tt, q.device), stat)
+            bias = bias.expand(B, -1, -1).repeat_interleave(H_kv, 0)
+        else:
+            bias = _same_tail_bias(tail_lengths, Tq, Tt, stat, q.device)
+        bias = bias if M == Tq else bias.repeat(1, M // Tq, 1)
         if compute == stat:
             own = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=D**-0.5)
         else:
@@ -146,10 +150,9 @@ def prefix_tail_attention_torch(
         scores = torch.cat([lse for _, lse in parts] + [own], -1)
         p = scores.softmax(-1)
         out = torch.bmm(p[..., len(parts) :].to(compute), v).to(stat)
-        for i, (o, _) in enumerate(parts):
+        for i, (o, _) in enumerate(parts):  # each counts as one key, of score lse and value o
             out.addcmul_(o.to(stat), p[..., i : i + 1])
-        least = Tt if tail_lengths is None else tail_lengths
-        if not isinstance(least, int) or least < Tq:  # maybe no key at all: 0
+        if torch.is_tensor(tail_lengths) or tail_lengths < Tq:  # maybe no key at all: 0
             out = out.mul_(scores.amax(-1, keepdim=True) > -1e29)
     return out.view(B, H, Tq, D).to(dtype)
 

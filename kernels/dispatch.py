@@ -102,7 +102,7 @@ def on_device(tensor: torch.Tensor):
 
 def check_devices(what: str, **tensors) -> None:
     """ValueError unless all of the tensors (None: not given) lie on one device."""
-    found = {name: str(x.device) for name, x in tensors.items() if x is not None}
+    found = {name: x.device for name, x in tensors.items() if x is not None}
     if len(set(found.values())) > 1:
         raise ValueError(f"{what}: got {', '.join(f'{n} on {d}' for n, d in found.items())}; needs one device")
 

@@ -65,7 +65,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
+        return _turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable
@@ -77,7 +77,13 @@ class _Rotate(torch.autograd.Function):
 def rotate(x, cos, sin):
     """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
     each angle's cosine twice, sin its -sine, then its sine."""
-    return rotate_reference(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
+    if torch.compiler.is_compiling():
+        return rotate_reference(x, cos, sin)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin)
+
+
+def _turn(x, cos, sin):
+    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
 
 
 def rotate_reference(x, cos, sin):

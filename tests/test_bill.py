@@ -118,8 +118,13 @@ def test_activations_are_what_autograd_keeps(c, width, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16, enabled=width == 2):
         measured = saved_bytes(net, lambda: net.hidden(idx))
     copies = 2 * (plan.multiplied(c) - c.vocab_size * c.n_embd) if width == 2 else 0
-    head = width * c.n_embd  # the head's input, which hidden() does not make
+    head = (4 + width) * c.n_embd  # what only the head keeps, and hidden() is without it
     assert close(plan.activations(c, idx.numel(), width, False) - head * idx.numel() + copies, measured)
+    net.recompute = True
+    with torch.autocast("cpu", torch.bfloat16, enabled=width == 2):
+        measured = saved_bytes(net, lambda: net.hidden(idx))
+    told = plan.activations(c, idx.numel(), width, True) - (head + plan.block_bytes(c, width)) * idx.numel()
+    assert close(told, measured)  # without the block that is computed anew
 
 
 def test_activations_of_packed_rows(monkeypatch):
@@ -211,6 +216,12 @@ def test_more_cards_and_recomputation_take_less():
     assert less.needs()[0] < eight.needs()[0] and less.needs()[1] == eight.needs()[1]
     assert close(less.flops() / eight.flops(), 4 / 3, 0.05)
     assert "cards" in bill(train_pretrain, "--preset", "olmo2-4b", cards="rtx4090").advice()
+
+
+def test_with_a_sampler_rollouts_take_nothing_here():
+    here, there = (bill(train_rl, "--init", "olmo2-1b", *flags) for flags in ([], ["--sampler", "box"]))
+    assert there.needs() == [here.needs()[0], 0] and there.seconds()[1] == there.steps * here.update_seconds()
+    assert "workers of box" in "\n".join(plan.time_lines(there))
 
 
 def test_the_reference_and_the_second_side_are_counted():

@@ -327,7 +327,8 @@ def test_the_marker_of_the_task_decides_the_reward(monkeypatch):
     """13 behind a `####`: right of a task with that marker, no answer of one with boxes."""
 
     def sampled(*args, **settings):
-        return [(rows, ended, ["#### 13"] * 3) for rows, ended, _ in sample_texts(*args, **settings)]
+        found = sample_texts(*args, **settings)
+        return [(rows, ended, ["#### 13"] * 3, logprobs) for rows, ended, _, logprobs in found]
 
     monkeypatch.setattr(train_rl, "sample_texts", sampled)
     questions = [Question("q", "?", [], "13", "")]

@@ -241,3 +241,17 @@ def test_each_process_has_a_gpu_of_its_own(first_of_two, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UserError, match="2 processes on a machine of 1 GPUs; lower --nproc-per-node"):
         processes.own_device("cuda")
+
+
+# ------------------------------------------------------------------------------------------------------ of one process
+def test_processes_with_other_files_are_refused(monkeypatch):
+    processes.agree({"hash": "a"}, "data")
+    monkeypatch.setattr(processes, "gather", lambda mine: [*mine, {"hash": "b"}])
+    with pytest.raises(UserError, match="the processes have different data"):
+        processes.agree({"hash": "a"}, "data")
+
+
+def test_peak_memory_is_of_the_process_that_holds_most(ok, world, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("stage.gather", lambda mine: [*mine, ("", 99.0)])
+    ok("train_sft", "--init", base, "--data", world, "--out", tmp_path / "run", "--steps", 1)
+    assert read_jsonl(tmp_path / "run/metrics.jsonl")[0]["perf/peak_mem_gb"] == 99.0

@@ -152,9 +152,11 @@ def tuning(args, n: int) -> Work:
 
 
 def sampling(questions: int, group: int, prompts: tuple[int, int], mean: float, args, n: int) -> Work:
-    """`group` completions of each question; prompts: mean and longest."""
+    """`group` completions of each question; prompts: mean and longest. With --sampler other cards draw them."""
     together, mean = min(args.prompts_per_batch, -(-questions // n)), min(mean, args.max_new_tokens)
     w = Work(row=prompts[0] + mean, rows=together * group, completion=mean, completion_most=args.max_new_tokens)
+    if getattr(args, "sampler", None):
+        return replace(w, rows=0)
     w.batches = -(-questions // n // together)
     w.cached_most = together * (prompts[1] + group * args.max_new_tokens)
     return w
@@ -397,6 +399,8 @@ def time_lines(bill: Bill) -> list[str]:
     for how, length in zip(("expected", "at worst"), bill.lengths(), strict=True) if w.rows else ():
         total, speed = bill.steps * bill.sampling_seconds(length), w.rows / bill.token_seconds(length)
         told.append(f"  {how} {span(total)}: the longest of a batch {length:,.0f} tokens, {speed:,.0f} tokens/s a card")
+    if getattr(bill.args, "sampler", None):
+        told.append(f"rollouts   on other cards, of the workers of {bill.args.sampler}: their time comes on top")
     expected, worst = bill.seconds()
     return [*told, f"in all     {span(expected)}" + f", at worst {span(worst)}" * (worst > expected)]
 

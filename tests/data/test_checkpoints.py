@@ -4,7 +4,9 @@ pytest -q tests/data/test_checkpoints.py"""
 import copy
 import json
 import random
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,14 @@ def test_a_flipped_bit_stops_every_reader(refused, world, run):
     refused("train_sft", "--resume", path, words=words)
     refused("train_rl", "--init", path, "--data", world, words=words)
     refused("merge", "--average", path, run / "ckpt_000004.pt", "--out", run / "m.pt", words=words)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what is mapped, on Linux alone")
+def test_a_file_is_mapped_not_copied(base):
+    """So the processes of one machine hold it once."""
+    ckpt = load_checkpoint(base)
+    assert str(base) in Path("/proc/self/maps").read_text()
+    assert_same(ckpt, load(base))
 
 
 # -------------------------------------------------------------------------------------------------------- not finite
