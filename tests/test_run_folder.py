@@ -18,6 +18,7 @@ from tiny import assert_same, load, read_jsonl
 import common
 import stage as plumbing
 from common import UserError, lock, release
+from data import locks
 
 ROOT = Path(common.__file__).parent
 SFT = "--batch-size 2 --steps 4 --save-at 2".split()
@@ -86,7 +87,7 @@ def test_two_runs_of_one_process_do_not_shut_each_other_out(begin, refused, base
 def test_without_file_locks_the_owners_name_decides(tmp_path, monkeypatch, capsys, host):
     """On a disk that cannot lock: a living process of this machine and any of another keep the folder, a dead one of
     this machine does not."""
-    monkeypatch.setattr(common, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     node = platform.node() if host == "here" else "another-machine"
     ended = subprocess.Popen(["true"])
     ended.wait()
