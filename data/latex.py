@@ -27,11 +27,13 @@ _SAME = {
     **dict.fromkeys([r"\mid", r"\vert", r"\lvert", r"\rvert"], "|"),
     **{r"\pm": "±", r"\cup": "∪", r"\cap": "∩", r"\in": "∈", r"\lt": "<", r"\gt": ">", r"\approx": "≈"},
     **{"\\" + name: name for name in _FUNCTIONS},
+    **dict.fromkeys([r"\dbinom", r"\tbinom"], r"\binom"),
     **{r"\pi": "π", "pi": "π", r"\theta": "θ", r"\lbrace": r"\{", r"\rbrace": r"\}"},
 }
-_NOTHING = r"\ \! \, \: \; \$ \% \( \) \[ \] \left \right \big \Big \bigl \bigr \quad \qquad \displaystyle \textstyle "
-_NOTHING += r"\circ \degree \boxed \fbox \mathbf \mathbb \mathcal \mathit \vec ~ $ % € £ ¥ °"
+_NOTHING = r"\ \! \, \: \; \$ \% \( \) \[ \] \left \right \big \Big \bigl \bigr \Bigl \Bigr "
+_NOTHING += r"\quad \qquad \displaystyle \textstyle \boxed \fbox \mathbf \mathbb \mathcal \mathit \vec ~ $ % € £ ¥"
 _NOTHING = {r"\ ", *_NOTHING.split()}
+_DEGREES = {r"\circ", r"\degree", "°"}  # not among these: one may be the argument of a ^
 _TEXT = set(r"\text \textbf \textit \textrm \textnormal \mbox \hbox \mathrm \operatorname".split())
 _UNITS = (
     "cm mm km ft feet foot inch inches meter meters mile miles yards gram grams kg pounds degree degrees rad radians "
@@ -68,15 +70,17 @@ def math_form(answer: str) -> str:
 
 @lru_cache(maxsize=4096)  # golds come again with every sample
 def _form(answer: str) -> str:
-    text = re.sub(r" ?\{ ?, ?\}|, ?\\! ?", "", to_ascii(answer)).rstrip(" .$\n")
+    text = to_ascii(answer).rstrip(" .$\n")
     if "\\begin" not in text:
         text = text.replace("\\\\", "\\")  # as JSON writes it, or a line break
+    text = re.sub(r" ?\{ ?, ?\}|, ?\\! ?", "", text)
     if not re.search(r"[(\[]|\\\{", text):
         text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     for pair, sign in (("<=", "≤"), (">=", "≥"), ("!=", "≠")):
         text = text.replace(pair, sign)
+    leaves = [_SAME.get(leaf, leaf) for leaf in _LEAF.findall(text) if leaf not in _NOTHING]
     try:
-        elements, _, _ = _elements([_SAME.get(leaf, leaf) for leaf in reversed(_LEAF.findall(text))], 0)
+        elements, _, _ = _elements(leaves[::-1], 0)
     except _TooDeep:
         return "".join(text.split())
     return ",".join(map(_show, elements))
@@ -103,7 +107,7 @@ def _read(leaf: str, todo: list[str], depth: int, items: list[_Item]) -> None:
     """Append what begins with `leaf` to the items of an element."""
     if depth > DEEPEST:
         raise _TooDeep
-    if leaf in _NOTHING:
+    if leaf in _DEGREES:
         return
     if leaf in ("^", "_"):
         argument = _show(_argument(todo, depth))
