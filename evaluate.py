@@ -247,12 +247,18 @@ def print_table(results: dict, args) -> None:
 # -------------------------------------------------------------------------------------------------- what is evaluated
 def paper_prompts(args, ckpt: dict) -> None:
     """With a preset of the paper's: 8 exemplars for a base model (a checkpoint without a parent), the boxed prompt and
-    none for what was trained further; --template and --n-shot override it."""
+    none for what was trained further. Few-shot prompts and grader are those of the tasks: MATH's where answers are
+    boxed, else GSM8K's. --template, --n-shot and --grader override it."""
     check_preset(args.preset, ckpt, args.ckpt)
     base, given = ckpt["parent"] is None, given_flags(parser())
-    few_shot = "paper-base-math" if args.preset == "paper-math" else "paper-base"
+    boxed = {template_for(task).marker == "boxed" for task in args.tasks if task in TASKS}
+    if len(boxed) == 2 and not {"template", "grader"} <= given:
+        what = "the paper has a prompt and a grader for GSM8K, and others for MATH"
+        raise UserError(f"--preset {args.preset} --tasks {' '.join(args.tasks)}: {what}; evaluate them one by one")
+    if "grader" not in given and boxed:
+        args.grader = "math" if True in boxed else "gsm8k"
     if "template" not in given:
-        args.template = few_shot if base else "paper"
+        args.template = "paper" if not base else "paper-base-math" if True in boxed else "paper-base"
     if "n_shot" not in given:
         args.n_shot = 8 if TEMPLATES[args.template].turn else 0
 

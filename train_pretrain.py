@@ -32,7 +32,8 @@ from stage import Run, Start, add_system_args, add_training_args, parse, preset_
 
 PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, warmup_steps=477, z_loss=1e-5)
 PAPER |= dict(document_mask=False, micro_batch_size=4, save_every=1000, seed=6198)
-PRESETS = {"paper": PAPER, "paper-math": PAPER | dict(steps=28_610)}  # 60B tokens; other presets are shapes alone
+MATH = PAPER | dict(steps=28_610, mix="math-heavy")  # 60B tokens; the paper's mix is not public, this one is ours
+PRESETS = {"paper": PAPER, "paper-math": MATH}  # other presets are shapes alone
 
 SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
 SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f"}

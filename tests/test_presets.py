@@ -46,7 +46,7 @@ MERGE = ADAM | {  # 6, 11
 PRETRAIN = {  # 1
     "block_size": 4096, "batch_tokens": 512 * 4096, "steps": 23842, "lr": 4e-4, "betas": [0.9, 0.95],
     "weight_decay": 0.1, "grad_clip": 1.0, "z_loss": 1e-5, "warmup_steps": 477, "save_every": 1000, "seed": 6198,
-    "document_mask": False,
+    "document_mask": False, "mix": "base",
 }  # fmt: skip
 EVALUATE = {"temperature": 0.6, "top_p": 0.95, "n_samples": 32, "max_new_tokens": 1024, "bench_limit": 1000, "limit": 0}
 BY_GSM8K, BY_MATH = {"grader": "gsm8k"}, {"grader": "math"}
@@ -63,7 +63,7 @@ TABLE = [
     (merge, "paper-math", MERGE | {"group_size": 64}),
     (merge, "paper-gold", MERGE | {"gold": True}),
     (train_pretrain, "paper", PRETRAIN),
-    (train_pretrain, "paper-math", PRETRAIN | {"steps": 28610}),  # 60B tokens over 2,097,152
+    (train_pretrain, "paper-math", PRETRAIN | {"steps": 28610, "mix": "math-heavy"}),  # 60B tokens / 2,097,152
     (evaluate, "paper", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),  # 7
     (evaluate, "paper-math", EVALUATE | BY_MATH | {"tasks": ["math", *evaluate.REAL_TASKS]}),
     (evaluate, "paper-sft-rl", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),
@@ -178,16 +178,24 @@ def test_evaluation_refuses_a_world_checkpoint(refused, world, of_world):
 @pytest.mark.parametrize(("parent", "template", "n_shot"), [(None, "paper-base", 8), ({"hash": "x"}, "paper", 0)])
 def test_evaluation_asks_base_and_trained_models_differently(tmp_path, monkeypatch, parent, template, n_shot):
     ckpt = {"parent": parent, "tokenizer": {"name": "gpt2"}}
+    of_math = "paper-base-math" if parent is None else "paper"
     for preset, flags, expected in (
-        ("paper", [], (template, n_shot)),
-        ("paper-math", [], ("paper-base-math" if parent is None else "paper", n_shot)),
-        ("paper", ["--n-shot", "1"], (template, 1)),
-        ("paper", ["--template", "boxed"], ("boxed", 0)),
+        ("paper", [], (template, n_shot, "gsm8k")),
+        ("paper-math", [], (of_math, n_shot, "math")),
+        ("paper", ["--n-shot", "1"], (template, 1, "gsm8k")),
+        ("paper", ["--template", "boxed"], ("boxed", 0, "gsm8k")),
+        ("paper", ["--tasks", "openmath", "hellaswag"], (of_math, n_shot, "math")),
+        ("paper-math", ["--tasks", "svamp"], (template, n_shot, "gsm8k")),
+        ("paper", ["--tasks", "math500", "--grader", "ours"], (of_math, n_shot, "ours")),
+        ("paper-math", ["--tasks", "lambada"], (template, n_shot, "math")),
     ):
         monkeypatch.setattr("sys.argv", ["evaluate.py", "--ckpt", "x.pt", "--preset", preset, *flags])
         args = evaluate.parse_args()
         evaluate.paper_prompts(args, ckpt)
-        assert (args.template, args.n_shot) == expected
+        assert (args.template, args.n_shot, args.grader) == expected
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--ckpt", "x.pt", "--preset", "paper", "--tasks", "gsm8k", "math"])
+    with pytest.raises(UserError, match="--tasks gsm8k math: .* for MATH; evaluate them one by one"):
+        evaluate.paper_prompts(evaluate.parse_args(), ckpt)
 
 
 SMALL = ("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4")
