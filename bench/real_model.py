@@ -10,6 +10,7 @@ finished parts lie in --work.
 """
 
 import argparse
+import copy
 import math
 import os
 import resource
@@ -73,13 +74,17 @@ def texts(a, count: int) -> list[str]:
 
 @torch.no_grad()
 def logits_differ(a, model, enc, theirs) -> dict:
-    """Largest difference of two models' logits on eight texts, and how far logits spread."""
-    worst, spread = 0.0, 0.0
+    """Largest differences between logits on eight texts: ours to theirs, and each to theirs in float64; how far logits
+    spread."""
+    found = {"worst": 0.0, "ours_exact": 0.0, "theirs_exact": 0.0, "spread": 0.0}
+    exact = copy.deepcopy(theirs).double()
     for text in texts(a, 8):
         ids = torch.tensor([[enc.eot_token, *enc.encode_ordinary(text)]])
-        ours, other = model(ids), theirs(ids).logits
-        worst, spread = max(worst, float((ours - other).abs().max())), float(other.std())
-    return {"worst": worst, "spread": spread}
+        ours, other, true = model(ids), theirs(ids).logits, exact(ids).logits
+        pairs = {"worst": (ours, other), "ours_exact": (ours, true), "theirs_exact": (other, true)}
+        found |= {name: max(found[name], float((x - y).abs().max())) for name, (x, y) in pairs.items()}
+        found["spread"] = max(found["spread"], float(true.std()))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- parts

@@ -36,11 +36,12 @@ runs from a public model.
 
 ## Conversion
 
-- Into our form and out of it: logits on eight texts differ from transformers' `LlamaForCausalLM` by {worst:.1e}
-  at most (they spread by {spread:.1f}), float32. {same_ids} of {texts} texts (GSM8K questions with solutions)
-  have the same token ids.
-- After SFT and RL the checkpoint was exported with `python -m tools.convert to-hf` and opened by transformers:
-  logits differ by {export_worst:.1e} at most, the tokenizer is the same.
+- Logits on eight texts differ from those of transformers' `LlamaForCausalLM` by {worst:.1e} at most, both in float32
+  (standard deviation of a logit: {spread:.1f}). Rounding makes that difference: theirs in float32 differ from theirs
+  in float64 by {theirs_exact:.1e}, ours by {ours_exact:.1e}.
+- {same_ids} of {texts} texts (GSM8K questions with solutions) have the same token ids.
+- After SFT and RL the checkpoint was exported with `python -m tools.convert to-hf` and opened by transformers: logits
+  differ by {export_worst:.1e} at most, the tokenizer is the same.
 
 ## Benchmarks, and lm-evaluation-harness on the same items
 
@@ -179,7 +180,7 @@ def write_report(out: Path, results: dict, machine: dict, sizes: dict) -> None:
         slowest="most of it " + ", ".join(f"{name} {seconds[name] / 60:.0f}" for name in slow),
         **{key: machine["versions"][key] for key in ("transformers", "lm_eval", "torch")},
         cpu=machine["cpu"],
-        **{key: found[key] for key in ("worst", "spread", "same_ids", "texts")},
+        **{key: found[key] for key in ("worst", "spread", "same_ids", "texts", "ours_exact", "theirs_exact")},
         export_worst=exported["worst"],
         benchmarks=benchmark_table(ours, harness),
         harness_items=sizes["harness_items"],

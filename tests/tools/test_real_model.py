@@ -21,7 +21,15 @@ def results() -> dict:
     row = {"step": 1, "train/loss": 0.5, "reward/mean": None, "train/grad_norm": 123.4}
     found = {
         "folder": {"megabytes": 98.0, "kinds": {"Q4_1": 210}},
-        "logits": {"worst": 2e-5, "spread": 3.0, "same_ids": 1000, "texts": 1000, "parameters": 134_515_008},
+        "logits": {
+            "worst": 2e-5,
+            "ours_exact": 1e-5,
+            "theirs_exact": 2e-5,
+            "spread": 3.0,
+            "same_ids": 1000,
+            "texts": 1000,
+            "parameters": 134_515_008,
+        },
         "benchmarks": {"piqa": SCORED, "lambada": SCORED | {"acc_norm": None, "acc_norm_stderr": None}},
         "harness": {"piqa": SAME, "lambada": SAME},
         "quantisation": {"relative_error": 0.07, "before": {}, "after": {}},
