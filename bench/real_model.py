@@ -187,7 +187,7 @@ def gsm8k(a) -> dict:
 def training(a, script: str, init: Path, out: str, *flags) -> dict:
     """A run of a stage on GSM8K's training questions: its metrics by step, a sample, what it reads."""
     begin = ("--init", init, "--data", a.data, "--task", "gsm8k", "--steps", a.steps, "--threads", a.threads)
-    command(a, script, *begin, "--dtype", a.dtype, *flags, "--out", a.work / out)
+    command(a, script, *begin, "--dtype", a.dtype, *flags, "--save-every", 0, "--out", a.work / out)
     rows = [row for _, row in read_jsonl(a.work / out / "metrics.jsonl")]
     path = a.work / out / "samples.jsonl"
     samples = [row for _, row in read_jsonl(path)] if path.exists() else []
