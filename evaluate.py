@@ -37,7 +37,7 @@ from data.math_qa import (
 )
 from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, score_questions
 from data.resume import given_flags
-from data.tokenizer import check_tokenizer, folder_tokenizer, kept_tokenizer, named_tokenizer
+from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer, tokenizer_of
 from data.tokens import document_starts, general_text
 from model import load_model
 from processes import RANK, deal, gather
@@ -287,7 +287,7 @@ def tokenizer_for(args, ckpt: dict):
         world_if_absent(args.data)
     name = ckpt["tokenizer"]["name"]
     if "ranks" in ckpt["tokenizer"]:
-        return kept_tokenizer(ckpt["tokenizer"], args.ckpt)
+        return tokenizer_of(ckpt["tokenizer"], folder, args.ckpt)
     enc = folder_tokenizer(folder) if (folder / "meta.json").exists() else named_tokenizer(name)
     if not of_world and enc.n_vocab != ckpt["tokenizer"]["n_vocab"]:
         enc = named_tokenizer(name)

@@ -153,9 +153,16 @@ def kept_tokenizer(kept: dict, where: str | os.PathLike) -> tiktoken.Encoding:
 
 
 def tokenizer_of(ident: dict, folder: str | os.PathLike, where: str | os.PathLike) -> tiktoken.Encoding:
-    """The tokenizer of a checkpoint `where`: the one that lies in it, else that of the data folder, which must fit."""
-    enc = kept_tokenizer(ident, where) if "ranks" in ident else folder_tokenizer(folder)
-    check_tokenizer(enc, ident, where)
+    """The tokenizer of a checkpoint `where`: the one that lies in it, else that of the data folder. The folder's must
+    be the same, unless it holds texts alone."""
+    if "ranks" not in ident:
+        enc = folder_tokenizer(folder)
+        check_tokenizer(enc, ident, where)
+        return enc
+    enc = kept_tokenizer(ident, where)
+    meta = Path(folder) / "meta.json"
+    has_ids = meta.is_file() and read_json(meta).get("kind") == "questions"  # a world's questions are texts
+    check_tokenizer(folder_tokenizer(folder) if has_ids else enc, ident, where)
     return enc
 
 

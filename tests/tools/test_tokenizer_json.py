@@ -6,6 +6,7 @@ pytest -q tests/tools/test_tokenizer_json.py     (the comparison of ids with the
 import json
 import pickle
 import random
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from data.bpe import CL100K_PATTERN, GPT2_PATTERN
 from data.tokenizer import (
     decode,
     end_of_text,
+    folder_tokenizer,
     keep,
     kept_tokenizer,
     make_encoding,
@@ -190,6 +192,20 @@ def test_a_checkpoint_without_one_has_that_of_its_data(world):
     assert tokenizer_id(tokenizer_of(ident, world, "ckpt.pt"))["hash"] == ident["hash"]
     with pytest.raises(UserError, match="ckpt.pt: made with tokenizer"):
         tokenizer_of(ident | {"hash": "0"}, world, "ckpt.pt")
+
+
+def test_data_that_holds_ids_of_another_tokenizer_is_refused(world, tmp_path):
+    """A prepared folder of questions does; a world holds texts, which the checkpoint's own tokenizer reads."""
+    enc = read_tokenizer(written(tmp_path / "hf", tokenizer_json()))
+    assert tokenizer_id(tokenizer_of(keep(enc), world, "ckpt.pt")) == tokenizer_id(enc)
+    folder = tmp_path / "prepared"
+    shutil.copytree(world, folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"kind": "questions"}))
+    with pytest.raises(UserError, match="ckpt.pt: made with tokenizer 'hf'"):
+        tokenizer_of(keep(enc), folder, "ckpt.pt")
+    same = keep(folder_tokenizer(folder))
+    assert tokenizer_id(tokenizer_of(same, folder, "ckpt.pt"))["hash"] == meta["tokenizer"]["hash"]
 
 
 DAMAGE = {
