@@ -27,13 +27,14 @@ from pathlib import Path
 import numpy as np
 
 from common import clear_temporaries, lock, peak_memory, writable_dir
+from data.checkpoints import load_checkpoint
 from data.files import ODD_ROWS, UserError, open_bytes, parse_json, read_json, read_parquet, suffix, write_json
 from data.grading import answers_equal
 from data.math_qa import TEMPLATES, Template, format_prompt, format_target, template_for
 from data.prepared import FORMAT
 from data.prepared_writer import Packed, Writer, finish, pack
 from data.questions import Question, text_of
-from data.tokenizer import load_tokenizer, make_encoding, save_ranks, tokenizer_id
+from data.tokenizer import keep, kept_tokenizer, load_tokenizer, made_by_name, save_ranks, tokenizer_id
 from data.tokens import DTYPES, dtype_of
 from data.workers import begin_worker
 
@@ -173,14 +174,11 @@ class Reader:
 ENCODER: tuple = ()  # (tokenizer, template) of this process
 
 
-def start_worker(name: str, ranks: dict, template: Template) -> None:
-    begin_worker()
-    set_encoder(make_encoding(name, ranks), template)
-
-
-def set_encoder(enc, template: Template) -> None:
+def set_encoder(enc, template: Template, worker: bool = False) -> None:
     global ENCODER
     ENCODER = enc, template
+    if worker:
+        begin_worker()
 
 
 def encode(problems: list[str], solutions: list[tuple[str, str]]) -> tuple[Packed, Packed, float]:
@@ -200,8 +198,7 @@ class Encoders:
         self.workers, self.pool = workers, None
         set_encoder(enc, template)
         if workers > 1:
-            settings = (enc.name, enc._mergeable_ranks, template)
-            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, settings)
+            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), set_encoder, (enc, template, True))
 
     def __enter__(self) -> "Encoders":
         return self
@@ -247,7 +244,7 @@ def prepare(
     settings = {
         "format": FORMAT,
         "kind": "questions",
-        "tokenizer": tokenizer_id(enc) | {"file": "tokenizer.tiktoken"},
+        "tokenizer": tokenizer_id(enc) | {"file": "tokenizer.tiktoken"} if made_by_name(enc) else keep(enc),
         "template": {key: getattr(template, key) for key in ("name", "prompt", "target", "marker")},
         "inputs": [describe(path) for path in files],
         "filters": filters | dict(held_out=HELD_OUT, seed=SEED),
@@ -264,7 +261,8 @@ def prepare(
         if progress.get("settings") != settings:
             raise UserError(f"--out {out} was begun with other files or settings; give those, or a new folder")
     try:
-        save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
+        if "file" in settings["tokenizer"]:
+            save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
         writer = Writer(out, dtype_of(enc), progress.get("sizes", {}))
         try:
             counts = read_all(files, sources, writer, settings, progress, Encoders(workers, enc, template))
@@ -327,7 +325,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     add("files", nargs="+", type=Path, help="OpenMathInstruct-2 rows: .parquet, or .jsonl, also with .gz or .zst")
     add("--out", required=True, type=Path, metavar="DIR", help="a new folder, or one to go on with")
     add("--source", nargs="+", default=[], help="take rows of these problem_source alone; default: all")
-    add("--tokenizer", default="gpt2", help="world, gpt2, cl100k_base, a ranks file or a data folder (default gpt2)")
+    names = "world, gpt2, cl100k_base, a ranks file, a data folder or a converted public checkpoint (default gpt2)"
+    add("--tokenizer", default="gpt2", help=names)
     add("--template", default="boxed", choices=list(TEMPLATES), help="the tokens are of this one (default boxed)")
     add("--max-prompt-tokens", type=int, default=1024, help="leave longer questions out (default 1024)")
     add(
@@ -341,6 +340,18 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
 
 
+def named_or_kept(name: str):
+    """The tokenizer of this name or file, or the one that lies in a checkpoint."""
+    if not name.endswith(".pt"):
+        return load_tokenizer(name)
+    ident = load_checkpoint(name)["tokenizer"]
+    if "ranks" not in ident:
+        raise UserError(
+            f"--tokenizer {name}: the checkpoint names {ident.get('name')!r:.60}; give that name or its folder"
+        )
+    return kept_tokenizer(ident, name)
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -349,7 +360,7 @@ def main(args: argparse.Namespace) -> None:
     for name in ("max_prompt_tokens", "max_solution_tokens", "workers"):
         if (got := getattr(args, name)) < 1:
             raise UserError(f"--{name.replace('_', '-')} {got}: at least 1 is needed")
-    enc, template = load_tokenizer(args.tokenizer), template_for(args.template)
+    enc, template = named_or_kept(args.tokenizer), template_for(args.template)
     writable_dir(args.out)
     lock(args.out)
     clear_temporaries(args.out)

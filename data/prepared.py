@@ -22,6 +22,7 @@ import numpy as np
 
 from data import tokens
 from data.files import UserError, field, inside, read_json
+from data.tokenizer import check_tokenizer
 
 FORMAT = 1
 MEND = "make it with `python -m data.prepare questions`"
@@ -207,7 +208,7 @@ class PreparedQuestions(Rows):
 
     def prompts(self, enc, template) -> TokenRows:
         """As data.math_qa.question_prompts."""
-        self.folder.check(template)
+        self.folder.check(enc, template)
         begin = [enc.eot_token] if template.begin else []
         return TokenRows(self.folder.columns["prompt"], self.rows, begin, [])
 
@@ -254,8 +255,9 @@ class Prepared:
             raise UserError(f"{self.path}: its {split!r} split is empty; prepare it from more questions")
         return PreparedQuestions(self, rows)
 
-    def check(self, template) -> None:
-        """Refuse another template than the one whose text the tokens are of."""
+    def check(self, enc, template) -> None:
+        """Refuse another tokenizer than the one that made the ids, and another template than their texts'."""
+        check_tokenizer(enc, field(self.meta, "tokenizer", dict, self.path / "meta.json", MEND), self.path)
         mine = field(self.meta, "template", dict, self.path / "meta.json", MEND)
         if any(mine.get(key) != getattr(template, key) for key in ("prompt", "target", "marker")):
             what = f"holds tokens of the template {mine.get('name')!r}, but {template.name!r} is asked for"

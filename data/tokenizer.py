@@ -137,6 +137,13 @@ def make_encoding(name: str, ranks: Ranks) -> tiktoken.Encoding:
     return Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials, eot=specials[EOT])
 
 
+def made_by_name(enc: tiktoken.Encoding) -> bool:
+    """Do its name and a file of its ranks make it again? Else a folder must `keep` it."""
+    ranks = enc._mergeable_ranks
+    in_order = sorted(ranks.values()) == list(range(len(ranks))) and all(bytes([b]) in ranks for b in range(256))
+    return in_order and (enc._pat_str, enc._special_tokens) == form_of(enc.name, ranks)
+
+
 def kept_tokenizer(kept: dict, where: str | os.PathLike) -> tiktoken.Encoding:
     """The encoding of what `keep` made of it, found in `where` (a checkpoint)."""
     ranks = parse_ranks(field(kept, "ranks", str, where).encode().splitlines(), f"{where}: its tokenizer's ranks")
@@ -250,6 +257,8 @@ def folder_tokenizer(folder: str | os.PathLike) -> tiktoken.Encoding:
     path = Path(folder) / "meta.json"
     meta = read_json(path, "data folder", mend="make it with `python -m data.world` or `python -m data.prepare corpus`")
     ident = field(meta, "tokenizer", dict, path)
+    if "ranks" in ident:
+        return kept_tokenizer(ident, path)
     ranks = read_ranks(inside(folder, field(ident, "file", str, path), path))
     enc = make_encoding(field(ident, "name", str, path), ranks)
     check_tokenizer(enc, ident, path)

@@ -9,8 +9,9 @@ from tiny import BYTES, assert_same, load, read_jsonl, tiny_model, write_ckpt
 import stage as stage_module
 from data.files import UserError
 from data.questions import Question, load_questions
-from data.tokenizer import make_encoding
+from data.tokenizer import Encoding, folder_tokenizer, keep, make_encoding, tokenizer_id
 
+RANKS = BYTES._mergeable_ranks | {b"Wh": 256}
 RL = "--prompts-per-step 3 --group-size 3 --max-new-tokens 6".split()
 STAGES = {
     "train_rl": RL,
@@ -93,6 +94,23 @@ def test_questions_without_solutions_serve_rl_alone(ok, refused, long_base, tmp_
     ok("train_rl", *flags, *RL, "--out", tmp_path / "rl")
     for gold in ([], ["--gold"]):
         refused("train_sft", *flags, *gold, "--out", tmp_path / "sft", words=("no solutions, which SFT needs",))
+
+
+def test_the_tokenizer_of_a_public_checkpoint_makes_a_folder_that_it_reads(ok, refused, base, tmp_path):
+    own = Encoding("own", pat_str=r"\d|\D+", mergeable_ranks=RANKS, special_tokens={"</s>": 257, "<s>": 258}, eot=257)
+    model = tiny_model(scale=1.0, block_size=192, vocab_size=259)
+    public = write_ckpt(tmp_path / "public.pt", model, tokenizer=keep(own))
+    flags = (write(tmp_path / "rows.jsonl", made_rows()), "--workers", 1, "--tokenizer")
+    ok("data.prepare", "questions", *flags, public, "--out", tmp_path / "data")
+    run = ("--init", public, "--task", "openmath", "--steps", 1, *RL, "--out", tmp_path / "run")
+    ok("train_rl", *run, "--data", tmp_path / "data")
+    assert tokenizer_id(folder_tokenizer(tmp_path / "data")) == tokenizer_id(own)
+    prepared(tmp_path / "other", [tmp_path / "rows.jsonl"], BYTES)  # the checkpoint brings its own: not the folder's
+    words = ("made with tokenizer 'bytes'", "but this data uses 'own'")
+    refused("train_rl", *run[:-1], tmp_path / "run2", "--data", tmp_path / "other", words=words)
+    refused(
+        "data.prepare", "questions", *flags, base, "--out", tmp_path / "new", words=("the checkpoint names 'bytes'",)
+    )
 
 
 def test_another_tokenizer_than_the_folders_is_refused(refused, base, tmp_path):
