@@ -258,9 +258,11 @@ def counted(items: Iterable, what: str, seconds: float = 5.0) -> Iterator:
         yield item
 
 
-def inside(folder: str | os.PathLike, name: str, where: str | os.PathLike) -> Path:
-    """folder / name, where `where` (a file) names a file of its own folder: UserError for a path that leads away."""
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+def inside(folder: str | os.PathLike, name: str, where: str | os.PathLike, below: bool = False) -> Path:
+    """folder / name, where `where` (a file) names a file of its own folder, or with `below` of one in it: UserError for
+    a path that leads away."""
+    parts = name.split("/") if below else [name]
+    if any(part in ("", ".", "..") or set(part) & set("/\\\0") for part in parts):
         raise UserError(f"{where}: {name!r:.60} is no name of a file in its own folder; {MEND}")
     return Path(folder) / name
 

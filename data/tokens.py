@@ -5,7 +5,8 @@ A data folder holds, at least:
                           "files": {"general.bin": {"dtype": "uint16", "tokens": N}, ...}, "val": "val.bin",
                           "mixes": {"base": {"general.bin": 0.8, "math.bin": 0.2}, ...}, "block_size": T, "seed": 0}
     tokenizer.tiktoken   the ranks
-    *.bin                little-endian uint16 (uint32 above 65,536 tokens); every document starts with end-of-text
+    *.bin                little-endian uint16 (uint32 above 65,536 tokens); every document starts with end-of-text. Raw
+                         files of others (data/prepare_ready.py) may lie in folders below, under any name
 Token files are memory-mapped: no copy of the corpus is held.
 """
 
@@ -61,7 +62,7 @@ def open_tokens(folder: Path, meta: dict, name: str) -> np.ndarray:
     where = folder / "meta.json"
     if name not in meta["files"]:
         raise UserError(f"{where}: no token file {name!r}; it has {', '.join(meta['files'])}")
-    info, path = field(meta["files"], name, dict, where), inside(folder, name, where)
+    info, path = field(meta["files"], name, dict, where), inside(folder, name, where, below=True)
     dtype, tokens = DTYPES.get(field(info, "dtype", str, where)), field(info, "tokens", int, where)
     if dtype is None:
         raise UserError(f"{path}: dtype {info['dtype']!r:.60}, but token files are uint16 or uint32; prepare it again")
