@@ -1,5 +1,9 @@
 """The formulas of --plan against counts of tensors and operations.   pytest -q tests/test_bill.py"""
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import settings, tiny_model
@@ -166,6 +170,20 @@ def test_the_paper_fits_eight_cards_of_80_gb(stage):
         if preset.startswith("paper"):
             for cards in ("h100x8", "a100x8"):
                 assert bill(stage, "--preset", preset, cards=cards, **values).fits(), preset
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "paper_scale.md"
+ROWS = re.findall(r"^\| `(\w+)\.py`: `([\w-]+)` \| (.*) GB \|$", PAGE.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.parametrize("name, preset, figures", ROWS)
+def test_the_page_tells_what_the_bill_tells(name, preset, figures):
+    stage = importlib.import_module(name)
+    told = bill(stage, "--preset", preset, **stage.PRESETS[preset])
+    steps, each = told.checkpoints()
+    found = [max(told.needs()) / 1e9, *(seconds / 3600 for seconds in told.seconds()), len(steps) * each / 1e9]
+    for shown, exact in zip(map(float, figures.split(" | ")), found, strict=True):
+        assert abs(shown - exact) <= max(0.6, 0.02 * exact), (figures, found)
 
 
 def test_a_run_as_it_is_told(ok, tmp_path, monkeypatch):

@@ -406,4 +406,6 @@ def time_lines(bill: Bill) -> list[str]:
 
 
 def span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} seconds"
     return f"{seconds / 3600:,.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
