@@ -191,7 +191,7 @@ def grpo_loss(
     if sampler_logprobs is not None:  # importance weights of what was drawn; the clip is about the policy's own steps
         drift = (old_logprobs - sampler_logprobs) * mask
         surrogate = surrogate * drift.exp().clamp(max=sampler_cap)
-        stats["sampler_kl"] = ((drift.exp() - drift - 1) * mask).sum().item()
+        stats["sampler_kl"] = ((drift.expm1() - drift) * mask).sum().item()
         stats["sampler_ratio_max"] = drift.exp()[mask > 0].max().item()
     if ref_logprobs is not None:  # ABLATION: another penalty
         d = (ref_logprobs - logprobs) * mask
