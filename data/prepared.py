@@ -8,7 +8,8 @@ by data/prepared_writer.py.
                         than there are rows). Of each question: problem, answer, source (UTF-8), prompt (token ids of
                         the problem in the template), solutions (which rows of the next two are its own). Of each
                         solution: solution (UTF-8) and target (token ids)
-    train.rows, val.rows  which questions are of that split, uint32
+    train.rows, val.rows  which questions are of that split, uint32; without those of "excluded", a file that
+                        `data.prepare contamination --exclude` wrote and named in meta.json
 Everything is little-endian and memory-mapped. 14 million solutions start in seconds and take under 1 GB.
 """
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,22 @@ def test_workers_change_nothing_and_end_with_their_parent(tmp_path):
     prepared(out, files, enc)
     prepared(tmp_path / "whole", files, enc)
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_worker_that_was_ended_is_one_sentence(tmp_path, rows, monkeypatch):
+    class Pool:
+        def __init__(self, *_settings):
+            pass
+
+        def submit(self, *_work):
+            raise BrokenProcessPool
+
+        def shutdown(self, cancel_futures):
+            assert cancel_futures
+
+    monkeypatch.setattr(prepare_questions, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="memory runs out; lower --workers: the same command goes on"):
+        prepared(tmp_path / "out", [rows], workers=2)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
