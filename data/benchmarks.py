@@ -77,6 +77,16 @@ def _place(value) -> int:
     return int(value)
 
 
+def _flat(row: dict) -> dict:
+    """A row of ARC or OpenBookQA as their authors wrote it, {"question": {"stem", "choices": [{"text", "label"}]}}, in
+    the hub's form; any other row as it is."""
+    if not isinstance(row.get("question"), dict):
+        return row
+    stem, choices = row["question"]["stem"], row["question"]["choices"]
+    choices = {key: [choice[key] for choice in choices] for key in ("text", "label")}
+    return {"question": stem, "question_stem": stem, "choices": choices, "answerKey": row["answerKey"]}
+
+
 def _lettered(row: dict) -> tuple[tuple[str, ...], int]:
     """(choices, gold) of ARC and OpenBookQA rows: the answer key is one of the row's own labels (A.., but also 1..)."""
     return _texts(row["choices"]["text"]), _texts(row["choices"]["label"]).index(row["answerKey"])
@@ -91,10 +101,12 @@ def _item(name: str, row: dict) -> Item:
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         return Item(_hellaswag_text(context), tuple(map(_hellaswag_text, _texts(row["endings"]))), _place(row["label"]))
     if name in ("arc_easy", "arc_challenge"):
+        row = _flat(row)
         return Item(f"Question: {row['question']}\nAnswer:", *_lettered(row))
     if name == "piqa":
         return Item(f"Question: {row['goal']}\nAnswer:", (row["sol1"], row["sol2"]), _place(row["label"]))
     if name == "openbookqa":
+        row = _flat(row)
         return Item(row["question_stem"], *_lettered(row))
     context, fact = row["context"].rstrip(" "), str(row.get("fact", ""))
     if "target" in row:

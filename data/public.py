@@ -19,6 +19,12 @@ def hub(repository: str, **splits: str) -> list[Layout]:
     return [{split: f"{root}/{pattern}" for split, pattern in splits.items()} for root in roots]
 
 
+def arc(name: str) -> list[Layout]:
+    theirs = f"ARC-V1-Feb2018-2/{name}/{name}"
+    found = hub("allenai/ai2_arc", val=f"{name}/validation-*.parquet", test=f"{name}/test-*.parquet")
+    return [*found, {"val": f"{theirs}-Dev.jsonl", "test": f"{theirs}-Test.jsonl"}]
+
+
 PUBLISHED: dict[str, list[Layout]] = {
     "gsm8k": [
         *hub("openai/gsm8k", train="main/train-*.parquet", test="main/test-*.parquet"),
@@ -37,16 +43,17 @@ PUBLISHED: dict[str, list[Layout]] = {
         {"test": "lambada_test.jsonl"},
     ],
     "hellaswag": [*hub("Rowan/hellaswag", val="data/validation-*.parquet"), {"val": "hellaswag_val.jsonl"}],
-    "arc_easy": hub("allenai/ai2_arc", val="ARC-Easy/validation-*.parquet", test="ARC-Easy/test-*.parquet"),
-    "arc_challenge": hub(
-        "allenai/ai2_arc", val="ARC-Challenge/validation-*.parquet", test="ARC-Challenge/test-*.parquet"
-    ),
+    "arc_easy": arc("ARC-Easy"),
+    "arc_challenge": arc("ARC-Challenge"),
     "piqa": [
         *hub("baber/piqa", val="piqa_validation.parquet"),
         *hub("ybisk/piqa", val="plain_text/validation*.parquet"),
         *hub("ybisk/piqa", val="plain_text/validation/*.parquet"),
     ],
-    "openbookqa": hub("allenai/openbookqa", val="main/validation-*.parquet", test="main/test-*.parquet"),
+    "openbookqa": [
+        *hub("allenai/openbookqa", val="main/validation-*.parquet", test="main/test-*.parquet"),
+        {"val": "OpenBookQA-V1-Sep2018/Data/Main/dev.jsonl", "test": "OpenBookQA-V1-Sep2018/Data/Main/test.jsonl"},
+    ],
 }
 
 

@@ -114,6 +114,23 @@ def test_benchmarks(tmp_path, name):
         assert item.gold == (0 if name == "lambada" else 2 if name == "hellaswag" else 1)
 
 
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("arc_easy", "ARC-V1-Feb2018-2/ARC-Easy/ARC-Easy-Test.jsonl"),
+        ("openbookqa", "OpenBookQA-V1-Sep2018/Data/Main/test.jsonl"),
+    ],
+)
+def test_benchmarks_as_their_authors_wrote_them(tmp_path, name, file):
+    pairs = [{"text": text, "label": label} for text, label in zip("abcd", "ABCD", strict=True)]
+    write(tmp_path / file, [{"id": "1", "question": {"stem": "Why?", "choices": pairs}, "answerKey": "C"}])
+    (item,) = load_benchmark(name, tmp_path)
+    assert (item.choices, item.gold) == (("a", "b", "c", "d"), 2) and "Why?" in item.context
+    write(tmp_path / file, [{"id": "1", "question": {"stem": "Why?"}, "answerKey": "C"}])
+    with pytest.raises(UserError, match=f"not a {name} item"):
+        load_benchmark(name, tmp_path)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_was_looked_for_is_told(tmp_path, name):
     load = load_benchmark if name in BENCHMARKS else lambda name, folder: load_questions(folder, name, "test")
