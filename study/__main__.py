@@ -9,7 +9,7 @@ code are moved to DIR/other_code and made again.
     python -m study --preset smoke --out runs/smoke        # a minute or two: every stage, numbers without meaning
     python -m study --preset laptop --out runs/laptop      # the whole grid, one seed: runs/laptop/report.md
     python -m study --preset lab --out runs/lab            # seeds and controls (docs/analysis_plan.md): hours
-    python -m study --preset real-small                    # every stage once on real data (docs/data.md): half an hour
+    python -m study --preset real-small                    # every stage once on real data (docs/data.md)
     python -m study --preset lab --plan                    # print the runs and the estimated time, run nothing
 
 Ablations of a stage over seeds, beside a baseline and with intervals: python -m study --compare, see study/compare.py.
