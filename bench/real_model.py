@@ -104,6 +104,7 @@ def folder(a) -> dict:
 
 
 def logits(a) -> dict:
+    """Logits and token ids against transformers."""
     theirs, tokenizer = transformers_of(a.work / NAME)
     model, enc = start(a)
     checked = texts(a, 1000)
@@ -113,6 +114,7 @@ def logits(a) -> dict:
 
 
 def benchmarks(a) -> dict:
+    """The six likelihood benchmarks, in float32, with every item's log-probs."""
     model, enc = start(a)
     return {name: score_benchmark(model, enc, load_benchmark(name, a.data, limit=a.items)) for name in REAL_TASKS}
 
@@ -271,7 +273,7 @@ def main() -> None:
     for part in PARTS:
         path = a.work / f"{part.__name__}.json"
         if not path.exists():
-            print(f"{part.__name__}: {part.__doc__.splitlines()[0] if part.__doc__ else 'ten steps'}", flush=True)
+            print(f"{part.__name__} ..", flush=True)
             cpu, began = cpu_seconds(), time.time()
             made = part(a)
             write_json(path, made | {"cpu_s": round(cpu_seconds() - cpu, 1), "wall_s": round(time.time() - began, 1)})

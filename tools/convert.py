@@ -231,6 +231,8 @@ def main() -> None:
     if out.exists():
         raise UserError(f"--out {out} exists; give a new name")
     if args.way == "from-hf":
+        if args.tokens < 0:
+            raise UserError(f"--tokens {args.tokens}: a count of at least 0 is needed")
         writable_dir(out.absolute().parent)
         given = keep(load_tokenizer(args.tokenizer)) if args.tokenizer else None
         ckpt = from_hf(args.source, given, args.tokens)

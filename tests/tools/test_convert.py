@@ -258,6 +258,7 @@ def test_the_commands(ok, refused, tmp_path):
     refused("tools.convert", "to-hf", path, "--out", tmp_path / "hf", words=["exists"])
     out = ("--out", tmp_path / "new.pt")
     refused("tools.convert", "from-hf", tmp_path / "hf", *out, words=["tokenizer.json: no such tokenizer"])
+    refused("tools.convert", "from-hf", tmp_path / "hf", "--tokens", -1, *out, words=["--tokens -1"])
     ranks = tmp_path / "own.tiktoken"
     ranks.write_text(BYTES["ranks"])
     shown = ok("tools.convert", "from-hf", tmp_path / "hf", "--tokenizer", ranks, "--tokens", 4000, *out).out
