@@ -266,6 +266,7 @@ def main() -> None:
     a.data = os.environ.get("REAL_DATA")
     if not a.data:
         raise UserError("REAL_DATA is not set: name the folder of public files that docs/data.md describes")
+    a.data = os.environ["REAL_DATA"] = str(Path(a.data).resolve())  # the stages run elsewhere
     torch.set_num_threads(a.threads)
     a.work, a.out = a.work.resolve(), a.out.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
