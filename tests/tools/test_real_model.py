@@ -65,6 +65,7 @@ def test_the_page_says_what_was_found(tmp_path):
     assert "Every item of every task is right or wrong on both sides alike." in page
     assert "| flexible | 1.0 ± 0.5 | 8.0 ± 0.5 |" in page and "| blind | 1.0 | 7.0 |" in page
     assert "| 1 | 0.5000 | - | 123 |" in page
+    assert "has to be shown it first" in page
     assert "    -> 2\n    #### 2" in page
     assert "in 11 minutes of CPU time" in page and "--items 2" in page
     kept = json.loads((tmp_path / "results.json").read_text())
