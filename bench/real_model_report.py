@@ -20,8 +20,8 @@ STAGES = {
     "parallel": "Parallel averaging from the model",
 }
 
-NO_REWARD = """No completion had a right answer behind `####`, so no RL step had a gradient: a model that does not know the
-form has to be shown it first, which SFT does."""
+NO_REWARD = """No completion had a right answer behind `####`, so no RL step had a gradient: a model that does not know
+the form has to be shown it first, which SFT does."""
 
 PAGE = """# A real model through every stage, on a CPU
 
