@@ -170,10 +170,11 @@ def quantisation(a) -> dict:
 
 
 def gsm8k(a) -> dict:
-    """pass@1 and pass@8 on test questions, after worked examples as their authors test it."""
+    """pass@1 and pass@8 on test questions, after worked examples as the model's authors test it."""
     out = a.work / "gsm8k_scores.json"
     flags = ("--tasks", "gsm8k", "--limit", a.questions, "--n-shot", a.n_shot, "--n-samples", 8, "--k", 1, 8)
     flags += ("--max-new-tokens", a.max_new_tokens, "--dtype", a.dtype, "--threads", a.threads, "--data", a.data)
+    flags += ("--prompts-per-batch", 32)  # 2 GB of keys and values
     command(a, "evaluate.py", "--ckpt", a.work / "start.pt", *flags, "--out", out)
     report = read_json(out)
     samples = [row for _, row in read_jsonl(out.with_suffix(".samples.jsonl"))]
