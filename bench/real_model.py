@@ -175,6 +175,7 @@ def gsm8k(a) -> dict:
     flags = ("--tasks", "gsm8k", "--limit", a.questions, "--n-shot", a.n_shot, "--n-samples", 8, "--k", 1, 8)
     flags += ("--max-new-tokens", a.max_new_tokens, "--dtype", a.dtype, "--threads", a.threads, "--data", a.data)
     flags += ("--prompts-per-batch", 32)  # 2 GB of keys and values
+    flags += ("--top-p", 1)  # below 1 the whole vocabulary is sorted for each token, which takes longer than the model
     command(a, "evaluate.py", "--ckpt", a.work / "start.pt", *flags, "--out", out)
     report = read_json(out)
     samples = [row for _, row in read_jsonl(out.with_suffix(".samples.jsonl"))]

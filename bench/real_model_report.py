@@ -59,13 +59,13 @@ acc_norm is {arc} on average.
 What quantisation costs: the file holds {quantised} matrices in 4 bits (Q4_1). Rounding moved these weights by
 {relative_error:.1%} of their size. Rounding them as far again, at random, changes the loss on LAMBADA's
 passages from {passages[0]:.3f} to {passages[1]:.3f} nats a token and that on GSM8K's solutions from
-{solutions[0]:.3f} to {solutions[1]:.3f}; the first rounding cost about as much, since the loss grows with the
-square of such an error.
+{solutions[0]:.3f} to {solutions[1]:.3f}. The first rounding cost about as much, if the loss grows with the square of
+such an error; the weights before it are not in the package.
 
 ## GSM8K
 
 {n_questions} test questions, {n_shot} worked examples before each, 8 completions of at most {max_new_tokens}
-tokens at temperature 0.6, top-p 0.95, {dtype}:
+tokens at temperature 0.6, {dtype}:
 
 {gsm8k}
 
