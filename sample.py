@@ -126,15 +126,18 @@ def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
-def read(model, prompts: list[list[int]], prefix: list[int]) -> tuple[torch.Tensor, PromptCache]:
+def read(model, prompts: list[list[int]], prefix: list[int], multiple: int = 16) -> tuple[torch.Tensor, PromptCache]:
     """Read prefix + prompt for each prompt -> last hidden states (P, C) and the cache. The prefix is read once: the
-    prompts attend to its keys."""
+    prompts attend to its keys. Rows are as wide as the longest, rounded up to a `multiple`: 16 where the last bits must
+    not depend on how the prompts were batched."""
     common, n, device = None, len(prefix), model.device
     if prefix:
         _, cache = read(model, [prefix], [])
         common = [(k[:, :, :n].contiguous(), v[:, :, :n].contiguous()) for k, v in cache.layers]
     lengths = torch.tensor([len(row) for row in prompts], device=device)
-    idx = pad_rows(prompts, round_up(int(lengths.max()), 16), device)  # at the right, where causality hides the pads
+    idx = pad_rows(
+        prompts, round_up(int(lengths.max()), multiple), device
+    )  # at the right, where causality hides the pads
     positions = (n + torch.arange(idx.shape[1], device=device)).clamp(max=model.config.block_size - 1)
     layers = []
 
@@ -256,7 +259,7 @@ def check_logits(logits: torch.Tensor) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- scoring
 @torch.no_grad()
-def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 8192) -> list[list[tuple[float, bool]]]:
+def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 4096) -> list[list[tuple[float, bool]]]:
     """For each context (ids) and each of its choices (ids): (sum of the choice's log-probs, is it the greedy choice).
 
     A context is read once for all its choices; only choice positions meet the head. Items are sorted by length and
@@ -264,7 +267,7 @@ def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 81
     """
     order, batches = sorted(range(len(contexts)), key=lambda i: -len(contexts[i])), []
     while order:
-        count = max(1, micro_batch_tokens // round_up(len(contexts[order[0]]), 16))  # the longest of what is left
+        count = max(1, micro_batch_tokens // len(contexts[order[0]]))  # the longest of what is left
         batches.append(order[:count])
         order = order[count:]
     with evaluation_mode(model):
@@ -279,7 +282,7 @@ def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 81
 
 def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     """One batch of `continuation_logprobs`: every choice is a row that attends to [its context | itself]."""
-    last, cache = read(model, contexts, [])
+    last, cache = read(model, contexts, [], multiple=1)
     group, device = max(map(len, choices)), model.device
     rows = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
     T = max(max(map(len, rows)) - 1, 1)

@@ -36,6 +36,7 @@ def stage_settings(a: argparse.Namespace) -> argparse.Namespace:
         kl_coef=0.0,
         micro_batch_size=a.micro,
         grad_clip=1.0,
+        sampler="",
         out="",
     )
 
