@@ -44,14 +44,15 @@ def rows(quick: bool, dtype: str) -> list[Row]:
     once = ["--repeats", "1"] if quick else []
     few = ["--prompts", "8"] if quick else []
     step = ["--steps", "1"] if quick else []
+    bf16 = dtype == "bf16"
     return [
         Row(
             "pre-training step, 32 x 256, against Olmo2ForCausalLM",
             ["pretrain_hf.py", *train],
             ["bench.pretrain", *train],
             "tokens_per_s",
-            1.3,
-            1.7,
+            1.6 if bf16 else 1.15,
+            2 if bf16 else 1.3,
             "pretrain",
         ),
         Row(
@@ -59,8 +60,8 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["pretrain_nanogpt.py", *train],
             ["bench.pretrain", *train],
             "tokens_per_s",
-            1.0,
-            1.0,
+            1.25 if bf16 else 1.1,
+            1.5 if bf16 else 1.25,
             "nanogpt",
         ),
         Row(
@@ -68,8 +69,8 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["pretrain_nanogpt.py", *train],
             ["bench.pretrain", "--arch", "world", *train],
             "tokens_per_s",
-            1.0,
-            1.0,
+            1.25 if bf16 else 1.1,
+            1.5 if bf16 else 1.25,
             "nanogpt",
         ),
         Row(
@@ -77,7 +78,7 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["generate_hf.py", "--mode", "rl", *once],
             ["bench.rollout", "--mode", "rl", *once],
             "useful_tokens_per_s",
-            4,
+            6,
             8,
             "rl",
         ),
@@ -86,8 +87,8 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["generate_hf.py", "--mode", "eval", *few],
             ["bench.rollout", "--mode", "eval", *once],
             "useful_tokens_per_s",
-            10,
             20,
+            30,
             "eval",
         ),
         Row(
@@ -95,8 +96,8 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["grpo_trl.py", *step],
             ["bench.grpo_step", *step],
             "s_per_step",
-            3.5 if dtype == "bf16" else 2.5,
-            5,
+            6,
+            8,
             "grpo",
         ),
         Row(
@@ -104,7 +105,7 @@ def rows(quick: bool, dtype: str) -> list[Row]:
             ["loglik_lmeval.py", *once],
             ["bench.likelihood", *once],
             "items_per_s",
-            3,
+            6,
             8,
             "likelihood",
         ),

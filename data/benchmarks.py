@@ -174,7 +174,7 @@ def _best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)  # the first among equals
 
 
-def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, micro_batch_tokens: int = 8192) -> dict:
+def score_benchmark(model, enc: tiktoken.Encoding, items: Sequence[Item], *, micro_batch_tokens: int = 4096) -> dict:
     """Score `items` with `model.continuation_logprobs(contexts, choices)`.
 
     -> {"acc", "acc_norm", "n", "truncated", "stderr", "acc_norm_stderr",
