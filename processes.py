@@ -7,12 +7,13 @@ moments are shared out (ZeRO-1, Rajbhandari et al. 2020). The first process alon
 every function here hands back what it was given, and torch.distributed is never begun.
 """
 
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -25,6 +26,7 @@ if "RANK" in os.environ:  # by torchrun
     RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
 PATIENCE = timedelta(days=1)  # with a process that lives: one may sample long after all others have done
 PULSE, SILENCE = 5.0, 45.0  # seconds between two signs of life, and without one until a process counts as dead
+ARRIVAL = 600.0  # seconds until its first sign: a machine may be slow to import torch
 DONE = 1 << 40  # added to the signs of a process whose work is done
 STORE, OVER = None, threading.Event()  # where the processes meet; set when this one leaves
 
@@ -48,7 +50,8 @@ def joined() -> Iterator[None]:
         dist.init_process_group(backend, store=STORE, rank=RANK, world_size=PROCESSES, timeout=PATIENCE)
         gather([])  # the connections stand
         yield
-        STORE.add(f"signs of {RANK}", DONE)
+        with suppress(RuntimeError):  # without torchrun the store ends with the first process
+            STORE.add(f"signs of {RANK}", DONE)
         dist.destroy_process_group()
     finally:
         OVER.set()
@@ -66,7 +69,8 @@ def watch(store) -> None:
             signs = {}
         now = time.monotonic()
         last |= {rank: (count, now) for rank, count in signs.items() if count != last[rank][0]}
-        silent = [rank for rank, (count, since) in last.items() if count < DONE and now - since > SILENCE]
+        bounds = {rank: math.inf if n >= DONE else SILENCE if n else ARRIVAL for rank, (n, _) in last.items()}
+        silent = [rank for rank, (_, since) in last.items() if now - since > bounds[rank]]
         if silent and not OVER.is_set():
             if speaks(store):
                 print(f"error: {lost(f'process {silent[0]} of {PROCESSES}')}", file=sys.stderr, flush=True)

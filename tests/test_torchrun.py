@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import many
 import pytest
@@ -221,6 +222,24 @@ def test_a_refusal_is_said_once(world, base, tmp_path, known):
     said = [line for process in started for line in told(process) if line.startswith("error: ")]
     assert [process.returncode for process in started] == ([2, 2] if known == "all" else [1])  # 1: torchrun's own
     assert len(said) == 1 and said[0].startswith("error: --betas 2.0" if known == "all" else f"error: {tmp_path}")
+
+
+@pytest.mark.parametrize(("signs", "after", "dead"), [(3, 46, True), (3, 44, False), (0, 500, False), (0, 601, True)])
+def test_who_counts_as_dead(monkeypatch, capsys, signs, after, dead):
+    """A process that has given signs may be silent for 45 seconds, one that has yet to arrive for ten minutes."""
+    clock = iter([0.0, 1.0, 1.0 + after])
+
+    class Store:
+        def add(self, key, n):
+            return 1 if key == "told" else signs
+
+    waits = iter([False, False, True])
+    monkeypatch.setattr(processes, "PROCESSES", 2)
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(processes.OVER, "wait", lambda seconds: next(waits))
+    monkeypatch.setattr(processes.os, "_exit", lambda code: None)
+    processes.watch(Store())
+    assert ("no longer answers" in capsys.readouterr().err) == dead
 
 
 # ------------------------------------------------------------------------------------------- what torchrun cannot start
