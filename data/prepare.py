@@ -2,7 +2,7 @@
 
     python -m data.prepare corpus $REAL_DATA/general --math $REAL_DATA/gsm8k/train.jsonl --out data/real
     python -m data.prepare ready LIST --val FILE --tokenizer cl100k_base --out data/dolmino
-    python -m data.prepare questions OMI2/*.parquet --source gsm8k augmented_gsm8k --out data/omi2
+    python -m data.prepare questions OMI2/train-*.parquet --source gsm8k augmented_gsm8k --out data/omi2
     python -m data.prepare contamination data/omi2 --exclude
 
 Each command is a module of its own: `add_arguments(parser)` and `main(args)`.

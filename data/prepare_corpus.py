@@ -218,8 +218,6 @@ def _meta(out: Path, settings: dict, lines: list[dict], dtype: str, own: dict, m
             mend = "give more text, a larger --val-fraction or a smaller --block-size, and another --out"
             raise UserError(f"{out / name}.bin: {count} tokens, fewer than a row of {block_size} + 1; {mend}")
     mixes = default_mixes(tokens, math_weight) | own
-    if "base" not in mixes:
-        raise UserError(f"--part {' '.join(tokens)}: some have no share in the paper's mix; give --mix base as well")
     return {
         "kind": "text",
         "files": {f"{name}.bin": {"dtype": dtype, "tokens": count} for name, count in counts.items()},
@@ -230,6 +228,18 @@ def _meta(out: Path, settings: dict, lines: list[dict], dtype: str, own: dict, m
         "seed": settings["seed"],
         "guess_floor": {},
     }
+
+
+def check_mixes(parts: dict[str, list], own: dict[str, dict[str, float]]) -> None:
+    """UserError for a mix that cannot be drawn from."""
+    for name, mix in own.items():
+        if unknown := mix.keys() - parts.keys():
+            raise UserError(f"--mix: {min(unknown)!r} is no part; the parts are {', '.join(parts)}")
+        if not sum(mix.values()):
+            raise UserError(f"--mix {name}: no part has a weight above 0; give PART=WEIGHT")
+    known = {part for _, group in SHARES for part in group}
+    if "base" not in own and (others := [part for part in parts if part not in known]):
+        raise UserError(f"--part {' '.join(others)}: no share in the paper's mix; give --mix base as well")
 
 
 def prepare(
@@ -249,9 +259,7 @@ def prepare(
     out, ident = Path(out), tokenizer_id(enc)
     settings = {"tokenizer": ident, "val_fraction": val_fraction, "block_size": block_size, "seed": seed}
     settings["sources"] = find_sources(parts)
-    unknown = {part for mix in (mixes or {}).values() for part in mix} - parts.keys()
-    if unknown:
-        raise UserError(f"--mix: {min(unknown)!r} is no part; the parts are {', '.join(parts)}")
+    check_mixes(parts, mixes or {})
     try:
         out.mkdir(parents=True, exist_ok=True)
         clear_temporaries(out)
@@ -300,6 +308,7 @@ def main(args: argparse.Namespace) -> None:
     mixes = {name: dict(map(_weight, weights)) for name, *weights in args.mix}
     enc, out = load_tokenizer(args.tokenizer), Path(args.out)
     find_sources(parts)  # before the folder is made
+    check_mixes(parts, mixes)
     writable_dir(out)
     lock(out)
     flags = {name: getattr(args, name) for name in ("math_weight", "val_fraction", "block_size", "seed", "workers")}

@@ -76,7 +76,9 @@ def parse_line(line: bytes) -> dict | str:
 
 def parse_row(row: dict, where: str) -> tuple[str, str, str]:
     """(problem, solution or "", answer): the first two to the letter, since the authors tell questions apart so."""
-    problem, solution, answer = row.get("problem"), row.get("generated_solution") or "", row.get("expected_answer")
+    if missing := {"problem", "expected_answer"} - row.keys():
+        raise UserError(f"{where}: no {min(missing)!r}, which OpenMathInstruct-2's rows have; give such files")
+    problem, solution, answer = row["problem"], row.get("generated_solution") or "", row["expected_answer"]
     if not (isinstance(answer, str) and answer.strip()):
         answer = text_of(row, "expected_answer", where)
     if not (isinstance(problem, str) and problem.strip()):
@@ -251,15 +253,13 @@ def prepare(
     }
     if (out / "meta.json").exists():
         meta = read_json(out / "meta.json", "data folder")
-        if any(meta.get(key) != settings[key] for key in settings):
-            raise UserError(f"--out {out} holds data made from other files or settings; give a new folder")
+        check_same(out, meta, settings)
         print(f"{out} is whole already: nothing to do")
         return meta
     progress = {}
     if (out / "progress.json").exists():
         progress = read_json(out / "progress.json", "progress of a preparation", mend=f"delete {out} and begin anew")
-        if progress.get("settings") != settings:
-            raise UserError(f"--out {out} was begun with other files or settings; give those, or a new folder")
+        check_same(out, progress.get("settings"), settings)
     try:
         if "file" in settings["tokenizer"]:
             save_ranks(enc._mergeable_ranks, out / "tokenizer.tiktoken")
@@ -278,6 +278,13 @@ def prepare(
         mend = "free some space: the same command goes on from here"
         raise UserError(f"--out {out}: cannot write ({error.strerror}); {mend}") from None
     return meta
+
+
+def check_same(out: Path, found: dict | None, settings: dict) -> None:
+    """UserError where the data in `out` is of other settings than those asked for."""
+    for name, wanted in settings.items():
+        if not isinstance(found, dict) or found.get(name) != wanted:
+            raise UserError(f"--out {out} holds data that differs in its {name}; give the same again, or a new folder")
 
 
 def describe(path: Path) -> dict:

@@ -118,5 +118,5 @@ def test_another_tokenizer_than_the_folders_is_refused(refused, base, tmp_path):
     prepared(tmp_path / "data", [write(tmp_path / "rows.jsonl", made_rows())], other)
     flags = ("--init", base, "--data", tmp_path / "data", "--task", "openmath", "--out", tmp_path / "run")
     refused("train_rl", *flags, words=("made with tokenizer 'bytes'", "but this data uses 'other'"))
-    with pytest.raises(UserError, match="was begun|other files or settings"):
+    with pytest.raises(UserError, match="holds data that differs in its tokenizer; give the same"):
         prepared(tmp_path / "data", [tmp_path / "rows.jsonl"], BYTES)

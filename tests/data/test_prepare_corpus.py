@@ -94,8 +94,9 @@ def test_parts_have_the_papers_shares():
 def test_a_mix_of_ones_own(tmp_path):
     write_sources(tmp_path)
     parts = {"code": [tmp_path / "web.jsonl.gz"], "math": [tmp_path / "train.jsonl"]}
-    with pytest.raises(UserError, match="--part code math: some have no share.*--mix base"):
+    with pytest.raises(UserError, match="--part code: no share in the paper's mix; give --mix base"):
         prepare(parts, tmp_path / "out", BYTES, **SMALL)
+    assert not (tmp_path / "out").exists()  # told before any work
     with pytest.raises(UserError, match="'cod' is no part; the parts are code, math"):
         prepare(parts, tmp_path / "out", BYTES, mixes={"base": {"cod": 1}}, **SMALL)
     meta = prepare(parts, tmp_path / "out", BYTES, mixes={"base": {"code": 3, "math": 1}}, **SMALL)
@@ -253,6 +254,9 @@ def test_command_line(tmp_path, call):
         (["missing.txt"], "missing.txt: no such file"),
         ([], "no files"),
         ([web, "--mix", "x", "general=much"], "--mix general=much: give PART=WEIGHT"),
+        ([web, "--mix", "x"], "--mix x: no part has a weight above 0"),
+        ([web, "--mix", "base", "general=0"], "--mix base: no part has a weight above 0"),
+        (["--part", "code", web], "--part code: no share in the paper's mix; give --mix base"),
         ([web, "--math-weight", 1], "--math-weight 1.0: must lie between 0 and 1"),
         ([web, "--workers", 0], "--workers 0: must be at least 1"),
     ]:

@@ -247,18 +247,31 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 def test_other_settings_are_refused_where_a_folder_is_begun_or_whole(folder, tmp_path, rows):
     other = write(tmp_path / "other.jsonl", made_rows(61))
+    given = (
+        ([rows], {"max_prompt": 99}, "filters"),
+        ([other], {}, "inputs"),
+        ([rows], {"sources": ["math"]}, "filters"),
+    )
     for state in ("whole", "begun"):
-        for files, settings in (([rows], {"max_prompt": 99}), ([other], {}), ([rows], {"sources": ["math"]})):
-            with pytest.raises(UserError, match="other files or settings"):
+        for files, settings, name in given:
+            with pytest.raises(
+                UserError, match=f"holds data that differs in its {name}; give the same again, or a new"
+            ):
                 prepared(folder, files, **settings)
-        meta = json.loads((folder / "meta.json").read_text())
-        (folder / "progress.json").write_text(json.dumps({"settings": meta | {"filters": {}}}))
-        (folder / "meta.json").unlink()
-        if state == "begun":
-            break
-        with pytest.raises(UserError, match="was begun with other files or settings"):
+        if state == "whole":
+            (folder / "meta.json").rename(folder / "progress.json")
+            settings = json.loads((folder / "progress.json").read_text())
+            (folder / "progress.json").write_text(json.dumps({"settings": settings}))
+    for broken in ({}, {"settings": 1}):
+        (folder / "progress.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="differs in its format"):
             prepared(folder, [rows])
-        (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def test_questions_of_other_kinds_are_one_sentence(tmp_path):
+    path = write(tmp_path / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}] * 9)
+    with pytest.raises(UserError, match=r"gsm8k.jsonl:1: no 'expected_answer', which OpenMathInstruct-2's rows have"):
+        prepared(tmp_path / "out", [path])
 
 
 def test_broken_and_unknown_files_are_one_sentence(tmp_path, rows):
