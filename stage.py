@@ -38,13 +38,12 @@ from data.checkpoints import (
 from data.files import UserError, field, read_jsonl, write_json, write_jsonl
 from data.math_qa import TEMPLATES
 from data.pass_at_k import readable
-from data.questions import load_questions, questions_hash
+from data.questions import WORLD, load_questions, questions_hash
 from data.resume import given_flags, note_changes, note_data, resume, seen_from
 from data.tokenizer import tokenizer_of
 from model import load_model
 from processes import PROCESSES, RANK, agree, gather, optimizer_state
 
-WORLD = "data/world"  # the default of --data
 BILL = "print what this takes on h100x8 (or a100x4, laptop, ...: tools/plan.py): memory, hours, disk; run nothing"
 PLAN = dict(nargs="?", const="h100x8", metavar="CARDS", help=BILL)
 STRICT_LENGTH = "refuse a question that does not fit the context; default: it is left out, and counted in a note"

@@ -69,7 +69,7 @@ _TURN = "Question: {problem}\nAnswer: {solution}\n"
 _TESTED = "Question: {problem}\nAnswer: "
 _FIELD = 'Let\'s think step by step and output the final answer after "####".'
 TEMPLATES |= {
-    "paper": Template("paper", "{problem} " + _BOX + "\n", "{solution}", "boxed", (), begin=False),
+    "paper": Template("paper", "{problem} " + _BOX + "\n", "{solution}", "boxed", (), "\n", begin=False),
     "paper-base": Template("paper-base", _TESTED + _FIELD + "\n", "{solution}", "####", (), begin=False, turn=_TURN),
     "paper-base-math": Template(
         "paper-base-math", _TESTED + _BOX + "\n", "{solution}", "boxed", (), begin=False, turn=_TURN

@@ -30,6 +30,7 @@ from data.grading import answers_equal, boxed_answer, extract_answer, parse_numb
 from data.prepared import Prepared, PreparedQuestions, is_prepared
 from data.public import find_files
 
+WORLD = "data/world"  # the default of --data, which real sets do without
 WORLD_TASKS = ("gsm", "hard")
 REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out of train where it has no file
     "gsm8k": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
@@ -139,6 +140,8 @@ def load_questions(
     if task not in TASKS:
         raise UserError(f"task {task!r}: unknown; give one of {', '.join(TASKS)}")
     given = Path(path_or_folder) if path_or_folder else None
+    if given and task not in WORLD_TASKS and given != Path(WORLD) and not given.exists():  # a slip is not $REAL_DATA's
+        raise UserError(f"--data {given}: no such file or folder; check the path")
     if given and task in ("openmath", *WORLD_TASKS) and is_prepared(given):
         if task != "openmath":
             raise UserError(f"{given} holds prepared questions, and none of the task {task!r}; give --task openmath")

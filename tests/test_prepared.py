@@ -106,7 +106,7 @@ def test_the_tokenizer_of_a_public_checkpoint_makes_a_folder_that_it_reads(ok, r
     ok("train_rl", *run, "--data", tmp_path / "data")
     assert tokenizer_id(folder_tokenizer(tmp_path / "data")) == tokenizer_id(own)
     prepared(tmp_path / "other", [tmp_path / "rows.jsonl"], BYTES)  # the checkpoint brings its own: not the folder's
-    words = ("made with tokenizer 'bytes'", "but this data uses 'own'")
+    words = ("made with tokenizer 'own'", "but this data uses 'bytes'")
     refused("train_rl", *run[:-1], tmp_path / "run2", "--data", tmp_path / "other", words=words)
     refused(
         "data.prepare", "questions", *flags, base, "--out", tmp_path / "new", words=("the checkpoint names 'bytes'",)

@@ -138,3 +138,15 @@ def test_what_was_looked_for_is_told(tmp_path, name):
         load(name, tmp_path)
     looked = [layout.get("test") or layout["val"] for layout in PUBLISHED[name]]
     assert all(pattern in str(error.value) for pattern in looked) and str(tmp_path) in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_refused_whatever_real_data_has(tmp_path, monkeypatch):
+    (tmp_path / "multi_solution").mkdir()
+    row = {"problem": "1+1?", "generated_solution": "2", "expected_answer": "2", "problem_source": "gsm8k"}
+    (tmp_path / "multi_solution/openmathinstruct2_rows.jsonl").write_text(json.dumps(row))
+    monkeypatch.setenv("REAL_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/omi", "rows.jsonl"):
+        with pytest.raises(UserError, match=f"--data {name}: no such file or folder; check the path"):
+            load_questions(name, "openmath", "train")
+    assert len(load_questions("data/world", "openmath", "train")) == 1  # the default of --data
