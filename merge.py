@@ -48,18 +48,16 @@ from data.math_qa import draw, question_prompts, stop_strings, template_for
 from data.pass_at_k import VALIDATION_SHOWN, Validation, fitting
 from data.prepared import take
 from data.resume import given_flags
+from data.rl_metrics import note_without_signal, rollout_metrics, samples_to_read
 from processes import RANK, gather
 from stage import Run, add_system_args, add_training_args, load_start, parse, preset_values
 from train_rl import (
     add_rl_args,
     check_rl_args,
     grpo_step,
-    note_without_signal,
     reference_model,
     rollout,
-    rollout_metrics,
     sampler_of,
-    samples_to_read,
 )
 from train_sft import add_sft_args, fitting_examples, load_examples, sft_gradient
 

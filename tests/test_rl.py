@@ -11,6 +11,7 @@ from tiny import BYTES, EOT, bigram_model, chain_table, read_jsonl, tiny_model, 
 
 import train_rl
 from common import Device, make_optimizer
+from data import rl_metrics
 from data.math_qa import Question, load_questions, template_for
 from data.pass_at_k import sample_texts
 from train_rl import (
@@ -320,7 +321,7 @@ def test_hits_count_right_answers_under_a_shaped_reward(world, monkeypatch):
     for rewards in (batch.rewards, 0.3 + batch.rewards, 2 * batch.rewards, -1 + batch.rewards):
         shaped = dataclasses.replace(batch, rewards=rewards, texts=["#### 5", "#### 6", "no", " #### 5", "", "5"])
         shaped.gold = ["5"] * 6
-        assert train_rl.rollout_metrics(shaped, 3)["reward/hits"] == 2
+        assert rl_metrics.rollout_metrics(shaped, 3)["reward/hits"] == 2
 
 
 def test_the_marker_of_the_task_decides_the_reward(monkeypatch):
@@ -334,7 +335,7 @@ def test_the_marker_of_the_task_decides_the_reward(monkeypatch):
     questions = [Question("q", "?", [], "13", "")]
     for task, right, stated in (("gsm8k", 1, "13"), ("math", 0, None)):
         batch = rollout(tiny_model(8), BYTES, questions, [[EOT, 1]], [0], 0, settings(task=task), CPU)
-        metrics, [row] = train_rl.rollout_metrics(batch, 3), train_rl.samples_to_read(batch, 3, BYTES)
+        metrics, [row] = rl_metrics.rollout_metrics(batch, 3), rl_metrics.samples_to_read(batch, 3, BYTES)
         assert batch.rewards.tolist() == [right] * 3 and metrics["reward/hits"] == 3 * right
         assert metrics["completion/parse_failure"] == 1 - right and row["extracted"] == stated
 
