@@ -168,3 +168,7 @@ def optimizer_state(optimizer) -> dict:
                 moments[key] = torch.empty(() if key == "step" else weights[i].shape)
                 dist.recv(moments[key], owner[i])
     return whole
+
+
+if __name__ == "__main__":
+    print("The stages in many processes: torchrun --nproc-per-node 2 train_rl.py --help")
