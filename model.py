@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from common import UserError
 from kernels.attention import attention
 from kernels.dispatch import choose_impl
-from kernels.gradients import rms_norm, rotate
+from kernels.gradients import rms_norm
 from kernels.logprob import linear_logprob
 from kernels.packed import Packed
 from kernels.products import linear
@@ -100,6 +100,12 @@ class RMSNorm(nn.Module):
 class Linear(nn.Linear):
     def forward(self, x):
         return linear(x, self.weight)
+
+
+def rotate(x, cos, sin):
+    """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
+    each angle's cosine twice, sin its -sine, then its sine."""
+    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
 
 
 class Attention(nn.Module):

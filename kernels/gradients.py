@@ -1,7 +1,6 @@
-"""Three small operations whose gradients are written out: autograd would go over the memory twice as often.
+"""Two small operations whose gradients are written out: autograd would go over the memory twice as often.
 
     rms_norm(x, weight, eps)       x over its root mean square, times weight
-    rotate(x, cos, sin)            rotary positions (RoPE)
     move_rows(x, index, inverse)   a gather whose gradient is the gather back
 
 Each is followed by its plain reference, which autograd differentiates: the definition, for tests and readers.
@@ -56,38 +55,6 @@ def rms_norm(x, weight, eps: float):
 
 def rms_norm_reference(x, weight, eps: float):
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
-
-
-# ---------------------------------------------------------------- rotary positions
-class _Rotate(torch.autograd.Function):
-    """The gradient of a turn is the turn back."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        cos, sin = ctx.saved_tensors
-        return (g * sin).roll(g.shape[-1] // 2, -1).addcmul_(g, cos), None, None
-
-
-def rotate(x, cos, sin):
-    """RoPE on x (B, T, heads, D): pairs (i, i + D/2) turn by the angle t * theta^(-2i/D). cos (1 or B, T, 1, D) holds
-    each angle's cosine twice, sin its -sine, then its sine."""
-    if torch.compiler.is_compiling():
-        return rotate_reference(x, cos, sin)
-    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin)
-
-
-def _turn(x, cos, sin):
-    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
-
-
-def rotate_reference(x, cos, sin):
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 # ---------------------------------------------------------------- rows between two layouts

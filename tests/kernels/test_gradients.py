@@ -10,9 +10,8 @@ from kernels.gradients import (
     move_rows_reference,
     rms_norm,
     rms_norm_reference,
-    rotate,
-    rotate_reference,
 )
+from model import rotate
 
 
 def value_and_gradients(work, inputs, g):
@@ -50,13 +49,6 @@ def test_rotation_by_hand():
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 2 * math.sqrt(0.75), 1.0, 1.0]), atol=1e-6, rtol=0)
     (back,) = torch.autograd.grad(out, x, out)
     torch.testing.assert_close(back, x.detach(), atol=1e-6, rtol=0)
-
-
-def test_rotation():
-    x, g = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 8)
-    angles = torch.randn(2, 5, 1, 4)
-    cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    assert_same(lambda x: rotate(x, cos, sin), lambda x: rotate_reference(x, cos, sin), [x], g)
 
 
 def test_moved_rows():
