@@ -341,15 +341,15 @@ def main():
     args = parse_args()
     if args.plan:
         setup(args)
+    ckpt = load_checkpoint(args.ckpt)
+    if args.preset != "laptop":
+        paper_prompts(args, ckpt)  # sets --n-shot, which is in the file's name
     path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a .json file")
     if RANK == 0:
         writable_dir(path.absolute().parent)
         clear_temporaries(path.parent, path.stem[:40])
-    ckpt = load_checkpoint(args.ckpt)
-    if args.preset != "laptop":
-        paper_prompts(args, ckpt)
     device = setup(args)
     made = provenance(__file__, device)
     used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used", "processes")}

@@ -15,7 +15,7 @@ import train_sft
 from data.files import UserError
 from data.math_qa import TEMPLATES, encode_prompts, format_prompt, format_target, paper_exemplars, question_prompts
 from data.questions import Question
-from data.tokenizer import tokenizer_id
+from data.tokenizer import keep, tokenizer_id
 
 # docs of the protocol: PROTOCOL.md, by section. RL (4), SFT and SFT -> RL (5), parallel averaging (6), evaluation (7),
 # pre-training (1), saving and filters (11).
@@ -196,6 +196,18 @@ def test_evaluation_asks_base_and_trained_models_differently(tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--ckpt", "x.pt", "--preset", "paper", "--tasks", "gsm8k", "math"])
     with pytest.raises(UserError, match="--tasks gsm8k math: .* for MATH; evaluate them one by one"):
         evaluate.paper_prompts(evaluate.parse_args(), ckpt)
+
+
+PARENT = {"file": "x.pt", "stage": "convert", "step": 0, "tokens": 0, "hash": "x"}
+
+
+@pytest.mark.parametrize(("parent", "n_shot"), [(None, 8), (PARENT, 0)])
+def test_an_evaluation_is_named_by_the_exemplars_that_the_preset_chose(ok, tmp_path, parent, n_shot):
+    path = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(), tokenizer=keep(BYTES), parent=parent)
+    (tmp_path / "lambada_test.jsonl").write_text('{"text": "the cat sat on the mat"}\n')
+    ok("evaluate", "--ckpt", path, "--data", tmp_path, "--preset", "paper", "--tasks", "lambada")
+    report = json.loads((tmp_path / f"ckpt_000001.test_{n_shot}shot.json").read_text())
+    assert report["settings"]["n_shot"] == n_shot
 
 
 SMALL = ("--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4")
