@@ -33,10 +33,9 @@ pip install -r requirements.txt -r bench/requirements_real_model.txt && pip inst
 REAL_DATA=path/to/data python -m bench.real_model {flags}
 ```
 
-in {minutes:.0f} minutes of CPU time on one core of a {cpu} (transformers {transformers}, lm_eval {lm_eval},
-torch {torch}); {slowest}. Sizes are chosen for that: errors below are standard errors over items, and ten steps
-teach little. What the page shows is that each number is computed as others compute it, and that every stage
-runs from a public model.
+in {minutes:.0f} minutes of CPU time on one core ({cpu}; transformers {transformers}, lm_eval {lm_eval}, torch {torch});
+{slowest}. Errors below are standard errors over items, and ten steps teach little: what the page shows is that each
+number is computed as others compute it, and that every stage runs from a public model.
 
 ## Conversion
 
@@ -184,7 +183,7 @@ def write_report(out: Path, results: dict, machine: dict, sizes: dict) -> None:
         megabytes=results["folder"]["megabytes"],
         flags=" ".join(f"--{key.replace('_', '-')} {value}" for key, value in sizes.items()),
         minutes=sum(seconds.values()) / 60,
-        slowest="most of it " + ", ".join(f"{name} {seconds[name] / 60:.0f}" for name in slow),
+        slowest="longest were " + ", ".join(f"{name} ({seconds[name] / 60:.0f})" for name in slow),
         **{key: machine["versions"][key] for key in ("transformers", "lm_eval", "torch")},
         cpu=machine["cpu"],
         **{key: found[key] for key in ("worst", "spread", "same_ids", "texts", "ours_exact", "theirs_exact")},
