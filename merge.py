@@ -66,7 +66,7 @@ PAPER |= dict(max_new_tokens=512, sft_loss_norm="sum", weight_decay=0.01, stop="
 PAPER |= dict(max_prompt_tokens=512, max_target_tokens=512, task="openmath", template="paper")
 PAPER |= dict(micro_batch_size=8, prompts_per_batch=8)
 PRESETS = {"laptop": {}, "paper": PAPER, "paper-math": PAPER | dict(group_size=64)}  # not in the paper: MATH, Gold
-PRESETS |= {"paper-gold": PAPER | dict(gold=True)}
+PRESETS |= {"paper-gold": PAPER | dict(gold=True), "paper-sft-rl": PAPER}  # the last: from a checkpoint of SFT
 
 SHOWN = {"reward": "reward/mean:.4f", "hits": "reward/hits:d", "no signal": "reward/frac_zero_std_groups:.0%"}
 SHOWN |= {"sft": "sft/loss:.4f", "len": "completion/len_mean:.0f", "gnorm": "train/grad_norm:.2f"}

@@ -34,6 +34,7 @@ PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, war
 PAPER |= dict(document_mask=False, micro_batch_size=4, save_every=1000, seed=6198)
 MATH = PAPER | dict(steps=28_610, mix="math-heavy")  # 60B tokens; the paper's mix is not public, this one is ours
 PRESETS = {"paper": PAPER, "paper-math": MATH}  # other presets are shapes alone
+PRESETS |= {"paper-sft-rl": PAPER, "paper-gold": PAPER}  # they start from the same base
 
 SHOWN = {"val": "eval/loss:.4f", "loss": "train/loss:.4f", "gnorm": "train/grad_norm:.2f", "lr": "train/lr:.1e"}
 SHOWN |= {"tok/s": "perf/tok_per_sec:,.0f"}

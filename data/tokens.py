@@ -12,6 +12,7 @@ Token files are memory-mapped: no copy of the corpus is held.
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from common import UserError
+from common import UserError, run
 from data.files import field, inside, read_json, write_json
 from data.tokenizer import save_ranks, tokenizer_id
 
@@ -248,5 +249,14 @@ def write_meta(folder: str | os.PathLike, enc: tiktoken.Encoding, meta: dict) ->
     write_json(folder / "meta.json", meta)
 
 
+def main() -> None:
+    """`python -m data.tokens ..` is `python -m data.prepare corpus ..`; with --ready LIST, `ready LIST ..`."""
+    from data import prepare  # which imports this
+
+    command = "ready" if "--ready" in sys.argv else "corpus"
+    sys.argv[1:] = [command, *(word for word in sys.argv[1:] if word != "--ready")]
+    prepare.main()
+
+
 if __name__ == "__main__":
-    print("Token files are made by: python -m data.prepare corpus FILES --tokenizer gpt2 --out DIR")
+    run(main)

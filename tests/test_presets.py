@@ -62,8 +62,11 @@ TABLE = [
     (merge, "paper", MERGE),
     (merge, "paper-math", MERGE | {"group_size": 64}),
     (merge, "paper-gold", MERGE | {"gold": True}),
+    (merge, "paper-sft-rl", MERGE),
     (train_pretrain, "paper", PRETRAIN),
     (train_pretrain, "paper-math", PRETRAIN | {"steps": 28610, "mix": "math-heavy"}),  # 60B tokens / 2,097,152
+    (train_pretrain, "paper-sft-rl", PRETRAIN),
+    (train_pretrain, "paper-gold", PRETRAIN),
     (evaluate, "paper", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),  # 7
     (evaluate, "paper-math", EVALUATE | BY_MATH | {"tasks": ["math", *evaluate.REAL_TASKS]}),
     (evaluate, "paper-sft-rl", EVALUATE | BY_GSM8K | {"tasks": ["gsm8k", *evaluate.REAL_TASKS]}),

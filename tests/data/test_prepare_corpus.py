@@ -15,6 +15,7 @@ from tiny import BYTES
 
 from common import UserError, run
 from data import prepare as command
+from data import tokens
 from data.prepare_corpus import MANIFEST, default_mixes, prepare
 from data.tokenizer import decode, load_tokenizer, make_encoding, save_ranks
 from data.tokens import TokenMix, general_text, load_meta
@@ -263,6 +264,19 @@ def test_command_line(tmp_path, call):
         code, _, error = call(*flags, "--out", tmp_path / "none")
         assert code == 2 and error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "none").exists()
+
+
+def test_the_older_name_of_the_command(tmp_path, shards, monkeypatch, capsys):
+    """`python -m data.tokens FILES` is `data.prepare corpus FILES`, with --ready LIST `data.prepare ready LIST`."""
+    made = ["--val-fraction", "0.3", "--block-size", "20", "--tokenizer", str(tmp_path / "bytes.tiktoken")]
+    save_ranks(BYTES._mergeable_ranks, tmp_path / "bytes.tiktoken")
+    for out, name in (("new", ["data.prepare", "corpus"]), ("old", ["data.tokens"])):
+        monkeypatch.setattr(sys, "argv", [*name, str(shards), *made, "--out", str(tmp_path / out)])
+        (command if out == "new" else tokens).main()
+    assert tokens_of(tmp_path / "new") == tokens_of(tmp_path / "old") != {}
+    monkeypatch.setattr(sys, "argv", ["data.tokens", "--ready", "none.txt", "--val", "v", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="none.txt"):
+        tokens.main()
 
 
 def test_optional_packages_are_asked_for_in_a_sentence(tmp_path, monkeypatch):
