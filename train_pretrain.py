@@ -10,7 +10,7 @@ paper's run; (2) checkpoints are log-spaced by default, the paper keeps one ever
 (3) tokens see their own document alone; in the paper's stack they see the whole window (`--no-document-mask`).
 
     python -m data.world --out data/world                      # once, under a minute
-    python train_pretrain.py --out runs/base                   # 8M tokens, about 20 minutes on 2 slow cores
+    python train_pretrain.py --out runs/base                   # 8M tokens, 10 to 20 minutes on 2 cores
     python train_pretrain.py --data data/dolmino --preset paper --out runs/1b
 """
 
