@@ -192,18 +192,23 @@ def make_optimizer(model, args, lr: float | None = None) -> torch.optim.Optimize
 
 
 def lr_at(step: int, args, peak: float, schedule: str) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or a cosine to 10 % of the peak at `steps`."""
+    """Linear warm-up over `warmup_steps`, then constant, or a cosine to 10 % of the peak at the horizon."""
     warmup = warmup_of(args)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
-    done = (step - warmup) / max(1, args.steps - warmup)
+    done = (step - warmup) / max(1, horizon_of(args) - warmup)
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
+def horizon_of(args) -> int:
+    """The step at which a falling rate ends: the last one, or `--horizon` of a run that stops before it."""
+    return getattr(args, "horizon", None) or args.steps
+
+
 def warmup_of(args) -> int:
-    return min(50, args.steps // 10) if args.warmup_steps is None else args.warmup_steps
+    return min(50, horizon_of(args) // 10) if args.warmup_steps is None else args.warmup_steps
 
 
 def set_lr(optimizer, lr: float) -> None:

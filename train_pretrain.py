@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, epilog=preset_values(PRESETS))
     add_training_args(p, steps=6400, lr=2.5e-3, pretrain=True)
+    horizon = "step at which the cosine ends, for a run that stops before; default: --steps"
+    p.add_argument("--horizon", type=int, help=horizon)
     add = p.add_argument_group("Model and data").add_argument
     add("--preset", default="world", choices=[*SHAPES, *PRESETS], help="model shape; paper: its shape and settings")
     add("--mix", default="base", help="a mixture named in the data folder's meta.json (base, math-heavy)")
@@ -62,9 +64,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_args():
-    args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "steps"))
+    args, ckpt = parse(parser(), __file__, PRESETS, fixed=("preset", "steps", "horizon"))
     if args.batch_tokens < args.block_size:
         raise UserError(f"--batch-tokens {args.batch_tokens} is less than one window of {args.block_size}; raise it")
+    if args.horizon is not None and args.horizon < args.steps:
+        raise UserError(f"--horizon {args.horizon} is before the end of the run, step {args.steps}; raise it")
     if not ckpt and args.save_tokens and (args.save_at or args.save_every):
         raise UserError("--save-tokens, --save-at and --save-every each say when to save; give one of them")
     if args.save_tokens and (not ckpt or args.save_tokens != ckpt["config"].get("save_tokens")):

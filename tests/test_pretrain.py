@@ -139,3 +139,28 @@ def test_non_finite_loss_stops_and_saves_nothing(refused, world, tmp_path, monke
         "ckpt_000004.pt",
     ]
     assert all(v.isfinite().all() for v in load(out / "ckpt_000004.pt")["model"].values())
+
+
+def test_a_horizon_beyond_the_end_is_the_beginning_of_the_longer_run(ok, refused, world, tmp_path):
+    """12 steps of a schedule of 40 are the first 12 of a run of 40, resumed or not: warm-up, rates and weights."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    ok("train_pretrain", "--data", world, *TINY, "--steps", 40, "--save-at", 12, "--out", whole)
+    ok("train_pretrain", "--data", world, *TINY, "--horizon", 40, "--save-at", 5, "--out", part)
+    first = load(whole / "ckpt_000012.pt")
+    for key in ("model", "optimizer"):
+        assert_same(load(part / "ckpt_000012.pt")[key], first[key])
+    ok("train_pretrain", "--resume", part / "ckpt_000005.pt", "--out", tmp_path / "again")
+    assert_same(load(tmp_path / "again/ckpt_000012.pt")["model"], first["model"])
+    rates = [row["train/lr"] for row in read_jsonl(part / "metrics.jsonl")]
+    assert rates == [row["train/lr"] for row in read_jsonl(whole / "metrics.jsonl")][:12] and rates[3] == 1e-2
+    words = ("--horizon 80", "began with 40")
+    refused("train_pretrain", "--resume", part / "ckpt_000005.pt", "--horizon", 80, words=words)
+    refused("train_pretrain", "--data", world, *TINY, "--horizon", 11, words=("--horizon 11", "step 12"))
+
+
+def test_without_a_horizon_it_is_the_last_step(ok, world, tmp_path):
+    for name, flags in (("plain", []), ("named", ["--horizon", 12])):
+        ok("train_pretrain", "--data", world, *TINY, *flags, "--out", tmp_path / name)
+    a, b = (load(tmp_path / name / "ckpt_000012.pt") for name in ("plain", "named"))
+    assert_same(a["model"], b["model"])
+    assert read_jsonl(tmp_path / "plain/metrics.jsonl")[-1]["train/lr"] < 2e-3  # a tenth of the peak is 1e-3
