@@ -1,16 +1,17 @@
 """The paper's study on a laptop: pre-train, post-train from several checkpoints of that run, evaluate, report.
 
-From each chosen checkpoint: direct RL, SFT, SFT-Gold, SFT -> RL and parallel averaging; the base is evaluated
-few-shot and 0-shot. The stages are called as a user would call them. Independent runs share the cores, one thread
-each (or the GPUs), and start as soon as the checkpoint they need exists. A second call goes on where the first
-stopped: finished runs are kept if today's code made them, under the same settings from the same data; runs of other
-code are moved to DIR/other_code and made again.
+From each chosen checkpoint: direct RL, SFT, SFT-Gold, SFT -> RL and parallel averaging, all on one pool of questions;
+the base is evaluated few-shot and 0-shot. The stages are called as a user would call them. Independent runs share the
+cores, one thread each (or the GPUs), and start as soon as the checkpoint they need exists. A second call goes on where
+the first stopped: finished runs are kept if today's code made them, under the same settings from the same data; runs of
+other code are moved to DIR/other_code and made again.
 
     python -m study --preset smoke --out runs/smoke        # a minute or two: every stage, numbers without meaning
     python -m study --preset laptop --out runs/laptop      # the whole grid, one seed: runs/laptop/report.md
-    python -m study --preset lab --out runs/lab            # seeds and controls (docs/analysis_plan.md): hours
+    python -m study --preset lab --out runs/lab            # three pre-trainings (docs/analysis_plan.md): hours
+    python -m study --preset tuning --seed 0               # how the rates were chosen (docs/tuning.md)
     python -m study --preset real-small                    # every stage once on real data (docs/data.md)
-    python -m study --preset lab --plan                    # print the runs and the estimated time, run nothing
+    python -m study --preset lab --plan                    # print the runs and the time they take, run nothing
 
 Ablations of a stage over seeds, beside a baseline and with intervals: python -m study --compare, see study/compare.py.
 """
@@ -24,9 +25,10 @@ from functools import partial
 from pathlib import Path
 
 from data.files import UserError  # and nothing here that loads torch: the first line must not wait for it
+from study.clock import told
 from study.plan import make_plan
 from study.presets import PRESETS
-from study.tasks import Plan, cores, minutes
+from study.tasks import Plan, cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,10 +65,9 @@ def begin() -> Callable[[], None]:
         return compare
     args = parse_args()
     plan, jobs = make_plan(args.preset, args.seed), args.jobs or cores()
-    time = minutes(sum(task.cost for task in plan.tasks) / jobs)
     place = args.out.relative_to(Path.cwd()) if args.out.is_relative_to(Path.cwd()) else args.out
     print(f"study {args.preset}, first seed {args.seed}: {len(plan.tasks)} runs in {place}", end="")
-    print(f", about {time} from nothing, {jobs} side by side", flush=True)
+    print(f", {jobs} side by side: {told(plan.tasks, jobs)}", flush=True)
     return partial(study, args, plan)
 
 

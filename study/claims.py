@@ -20,14 +20,13 @@ MEANINGLESS = ("smoke",)  # presets that show that everything runs, and judge no
 
 @dataclass
 class Plain:
-    """How a claim is told in few words. parts: beginning of a primary comparison's name (after its checkpoint, unless
-    `places` names what stands before it) -> what the reader is told; the first part stands in the table."""
+    """How a claim is told in few words. parts: beginning of a comparison's name (after its checkpoint) -> what the
+    reader is told; the first part stands in the table."""
 
     words: str
     measured: str
     paper: str
     parts: dict[str, str] = field(default_factory=dict)
-    places: tuple[str, ...] = ()
 
 
 PLAIN = {
@@ -44,18 +43,15 @@ PLAIN = {
         {"RL − SFT→RL": "RL − SFT→RL"},
     ),
     "C3": Plain(
-        "Where worked solutions are scarce, RL beats SFT",
-        "pass@1, RL − SFT on 250 questions",
-        "+17.0 at 44B, with all its questions",
-        {"RL − SFT 60 epochs": "RL − SFT"},
-        ("250 questions, pass@1",),
+        "Where worked solutions are scarce, RL beats SFT on one each; SFT on all finds more",
+        "pass@1, RL − SFT",
+        "RL − SFT +17.0; pass@32, SFT-Gold − RL +7.2, at 44B",
+        {"pass@1, RL − SFT": "RL − SFT", "pass@32, Gold − RL": "pass@32, SFT-Gold − RL"},
     ),
     "C4": Plain(
         "For hard problems, more mathematics in pre-training beats a larger model",
-        "hard pass@1 after RL, mix − larger model",
+        "not measured",
         "gain at 20B: +14.3 by the mix, +8.6 by scale",
-        {"math-heavy − 4x model": "mix − larger model"},
-        ("hard pass@1 after RL",),
     ),
     "C5": Plain(
         "RL alone finds new solutions (pass@32 rises); after SFT it only sharpens",
@@ -64,8 +60,6 @@ PLAIN = {
         {
             "direct RL, pass@32": "RL alone, pass@32",
             "after SFT, pass@32": "after SFT, pass@32",
-            "direct RL, pass@1": "RL alone, pass@1",
-            "after SFT, pass@1": "after SFT, pass@1",
         },
     ),
     "C6": Plain(
@@ -86,15 +80,13 @@ PLAIN = {
     ),
     "C8": Plain(
         "From early checkpoints, RL's outcome varies with the seed",
-        "pass@1, standard deviation over seeds",
+        "pass@1, standard deviation",
         "one rerun at 4B ends at 4.4 %, another at 15.6 %",
     ),
     "C9": Plain(
         "On rarely solved problems, more completions a question help",
         "pass@1, 64 − 5 completions, equal questions",
         "+10.6 and +11.1",
-        {"many − few completions, equal questions": "64 − 5"},
-        ("rarely solved",),
     ),
     "C10": Plain(
         "The base's pass@32 foretells how far RL gets",
@@ -112,7 +104,8 @@ OUTCOMES = {  # what a sentence adds to a verdict
     "contradicted": "the opposite holds here",
     "mixed": "part of it holds here, part is the other way round",
     "undecided": "the intervals leave it open",
-    "estimate": "one seed gives no verdict",
+    "absent": "there is no such difference here",
+    "estimate": "one pre-training gives no verdict",
 }
 
 
@@ -127,11 +120,10 @@ def judged(lab: Lab, tell: Callable[[str], None] | None = None) -> list[Claim]:
 
 
 def told_at(claim: Claim, lab: Lab, part: str) -> dict[str, Comparison]:
-    """The primary comparisons of a part that were run, by checkpoint (or what stands in its place)."""
-    places = PLAIN[claim.key].places or [at(t) for t in lab.primary]
+    """The comparisons of a part that were run, at early and late."""
     found = {}
-    for place in places:
-        names = [c for c in claim.primary if c.difference and c.name.startswith(f"{place}: {part}")]
+    for place in [at(t) for t in lab.primary]:
+        names = [c for c in claim.comparisons if c.difference and c.name.startswith(f"{place}: {part}")]
         exact = [c for c in names if c.name == f"{place}: {part}"]  # SFT, not SFT→RL
         if names:
             found[place] = (exact or names)[0]
@@ -148,15 +140,15 @@ def sentences(claims: list[Claim], lab: Lab) -> list[str]:
 
 
 def sentence(claim: Claim, lab: Lab) -> str:
-    """The claim, its verdict, its primary differences early and late, and the paper's."""
+    """The claim, its verdict, its differences early and late, and the paper's."""
     plain = PLAIN[claim.key]
-    why = claim.caveat or OUTCOMES.get(claim.verdict, "")
+    why = OUTCOMES.get(claim.verdict, "")
     said = f"**{plain.words}: {claim.verdict}**{f', {why}' if why else ''}"
     told, places = [], []
     for part, name in plain.parts.items():
         if found := told_at(claim, lab, part):
-            verdicts = ", ".join(dict.fromkeys(c.leaning if c.seeds < 2 else c.verdict for c in found.values()))
-            say = f" ({verdicts})" * (verdicts != claim.verdict)
+            verdicts = ", ".join(dict.fromkeys(c.told for c in found.values() if c.primary))
+            say = f" ({verdicts})" * (verdicts not in ("", claim.verdict))
             told.append(f"{name} {' and '.join(map(points, found.values()))}{say}")
             places = max(places, list(found), key=len)
     numbers = f": {'; '.join(told)}, in points at {' and '.join(places)} tokens" if told else ""
@@ -168,8 +160,8 @@ def cells(claim: Claim, lab: Lab) -> list[str]:
     """What came out of the claim's first part early and late; a claim without checkpoints has its result as late."""
     plain, places = PLAIN[claim.key], [at(t) for t in dict.fromkeys([lab.early, lab.late])]
     shown = claim.headline or {p: c.shown for p, c in told_at(claim, lab, next(iter(plain.parts), "")).items()}
-    if plain.places or "" in shown:  # it has no checkpoints
-        return [*[""] * (len(places) - 1), next(iter(shown.values()), "–")]
+    if "" in shown:  # it has no checkpoints
+        return [*[""] * (len(places) - 1), shown[""]]
     return [shown.get(place, "–") for place in places]
 
 
@@ -183,21 +175,21 @@ def here(claim: Claim, lab: Lab) -> str:
         late = [f"{name} {points(c[at(lab.late)])}" for name, c in found.items() if at(lab.late) in c]
         told = [f"at {at(lab.late)}: {'; '.join(late[:n])}" for n in range(1, len(late) + 1)]
         return max((t for t in told if len(t) <= WIDEST), key=len, default="–")
-    shown = [points(c) + f" at {p}" * (not plain.places) for p, c in next(iter(found.values()), {}).items()]
+    shown = [f"{points(c)} at {p}" for p, c in next(iter(found.values()), {}).items()]
     return f"{plain.measured}: {', '.join(shown)}" if shown else "–"
 
 
 def verdict(claim: Claim) -> str:
     """In bold; of a claim with verdicts of its own for each comparison, how many went which way."""
     run = [c for c in claim.primary if c.difference]
-    if claim.verdict in ("mixed", "undecided") and run:
-        counts = [(sum(c.verdict == v for c in run), v) for v in ("reproduced", "contradicted")]
+    if claim.verdict in ("mixed", "undecided") and len(run) > 1:
+        counts = [(sum(c.verdict == v for c in run), v) for v in ("reproduced", "contradicted", "absent")]
         of = f" of {len(run)}"
         told = ", ".join(f"{n}{of * (i == 0)} {v}" for i, (n, v) in enumerate(c for c in counts if c[0]))
         return f"**{claim.verdict}**" + (f": {told}" if told else "")
     leanings = {c.leaning for c in run}
     side = f": {leanings.pop()}" if claim.verdict == "estimate" and len(leanings) == 1 else ""
-    return f"**{claim.verdict}**{side}" + (f", {claim.caveat}" if claim.caveat else "")
+    return f"**{claim.verdict}**{side}"
 
 
 def short_table(claims: list[Claim], lab: Lab) -> list[list[str]]:

@@ -212,7 +212,7 @@ def command(s: Setting) -> str:
 def page(c: Ablations, unfinished: list[str]) -> str:
     """compare.md."""
     means = "Percent, mean ± standard deviation over seeds; differences in points, paired by question and seed, "
-    means += "with 95 % intervals: the wider of a bootstrap over questions and a t-interval over seeds."
+    means += "with 95 % intervals over questions and seeds together (docs/study.md)."
     one = "One seed: the intervals are over questions alone, and say nothing of another seed. " * (len(c.seeds) == 1)
     commands = [f"- {s.name}: `{command(s)}`" for s in c.settings]
     parts = [

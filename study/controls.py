@@ -1,23 +1,19 @@
-"""What answers reach that know nothing of their question, or read one number of it: the controls beside pass@k."""
+"""What answers reach that know nothing of their question, the control beside pass@k; how long a question is."""
 
+import re
 from functools import cache
 
 import numpy as np
 
-from data.math_qa import answers_equal, parse_number
+from data.math_qa import parse_number
 from evaluate import pass_at_k
 
 pass_of_counts = cache(pass_at_k)  # few counts, asked for very often
 
 
-def copied(result: dict) -> float:
-    """Share of a model's answers that are their question's first number."""
-    q = result["questions"]["gsm"]["questions"]
-    counts = [
-        sum(n for answer, n in answers.items() if answers_equal(answer, first))
-        for answers, first in zip(q["answers"], q["first"], strict=True)
-    ]
-    return sum(counts) / sum(q["n"])
+def events_in(problem: str) -> int:
+    """Of a question of the world: its sentences but the first, the start, and the last, what is asked."""
+    return len(re.findall(r"[.?](?=\s|$)", problem)) - 2
 
 
 def shuffled(result: dict, k: int, task: str = "gsm", shifts: int = 20) -> np.ndarray:

@@ -1,5 +1,5 @@
 """Figures of the report, study -> matplotlib figure, or None if nothing is there yet: the methods against pre-training
-tokens. figures_conditions.py and figures_controls.py have the others.
+tokens. figures_conditions.py and figures_runs.py have the others.
 
 Lines and markers, not only colours, tell the methods apart: the figures are readable in grey.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from study.paper import PAPER
-from study.read import KS, NAMES, Lab, floor_of, general_average, value
+from study.read import KS, NAMES, Lab, best_blind, floor_of, general_average, value
 from study.stats import Claim
 from study.tasks import amount as at
 
@@ -37,7 +37,6 @@ LOOKS = {  # colour, line, marker, filled
     "sft": ("#4a90c2", (0, (6, 1.5)), "^", True),
     "gold": ("#d4a017", "-.", "D", True),
     "sft_rl": ("#7d3c98", "--", "v", True),
-    "gold_rl": ("#2e7d4f", "-.", "v", False),
     "parallel": ("#111111", "-", "s", True),
 }
 WORDS = {"best": "base, best prompt", "rl": "RL", "sft": "SFT", "sft_rl": "SFT→RL", "parallel": "averaging"}
@@ -83,7 +82,7 @@ def mark_floor(ax, floor: float | None, name: str = "guess floor", side: str = "
 
 def token_axis(ax, lab: Lab, title: str) -> None:
     ax.set_xscale("log")
-    ticks = lab.planned["base"]
+    ticks = spaced(lab.planned["base"])
     ax.set_xticks(ticks, [at(t) for t in ticks])
     ax.minorticks_off()
     ax.set_title(title)
@@ -91,8 +90,16 @@ def token_axis(ax, lab: Lab, title: str) -> None:
     ax.set_ylim(bottom=0)
 
 
+def spaced(ticks: list[int], least: float = 1.4) -> list[int]:
+    """Those of which no two stand too near on a logarithmic axis; the last one does."""
+    kept: list[int] = []
+    for t in ticks[::-1]:
+        kept += [t] if not kept or kept[-1] / t >= least else []
+    return kept[::-1]
+
+
 def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:
-    """Each method's mean over seeds against pre-training tokens; bars: range over seeds."""
+    """Each method's mean over pre-trainings against their tokens; bars: range."""
     for method in methods:
         kind, points = "base" if method in SHOTS else method, []
         for t in lab.planned[kind]:
@@ -126,8 +133,9 @@ def headline(lab: Lab):
         for ax in (theirs, ours):
             ax.set_xlabel("pre-training tokens" if k == 32 else "")
             ax.grid(axis="y", color="#e6e6e6", lw=0.8)
-    ticks = lab.planned["base"][-5:]
+    ticks = lab.planned["rl"]
     axes[1, 1].set_xticks(ticks, [at(t) for t in ticks])
+    axes[1, 1].set_xlim(0.94 * ticks[0], 1.06 * ticks[-1])  # before, there is the base alone
     axes[0, 0].set_title("the paper: 1B model, GSM8K", fontsize=11)
     axes[0, 1].set_title("here: 1M model, made-up world", fontsize=11)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=10.5)
@@ -148,19 +156,20 @@ def paper_points(method: str, k: int) -> list[tuple[int, float]]:
 def expansion(lab: Lab, claim: Claim):
     """C5: how far RL moves pass@1, @8 and @32, from the base and from SFT; bars: intervals."""
     by_name = {c.name: c for c in claim.comparisons if c.difference}
-    figure, axes = plt.subplots(1, len(lab.primary), figsize=(3.6 * len(lab.primary), 3.2), sharey=True, squeeze=False)
-    for ax, t in zip(axes[0], lab.primary, strict=True):
+    places = lab.planned["sft_rl"]
+    figure, axes = plt.subplots(1, len(places) or 1, figsize=(2.8 * len(places) or 3, 3.2), sharey=True, squeeze=False)
+    for ax, t in zip(axes[0], places, strict=False):
         for name, look in (("direct RL", "rl"), ("after SFT", "sft_rl")):
             found = [(i, by_name.get(f"{at(t)}: {name}, pass@{k}")) for i, k in enumerate(KS)]
             found = [(i, c.difference.estimate, *c.interval) for i, c in found if c]
             if found:
                 x, y, low, high = zip(*found, strict=True)
-                label = {"rl": "RL − base, best shots", "sft_rl": "SFT→RL − SFT"}[look]
+                label = {"rl": "RL − base, best shots", "sft_rl": "SFT→RL − SFT before it"}[look]
                 draw(ax, x, y, look, label, np.clip(low, -1, 1), np.clip(high, -1, 1))
         ax.axhline(0, color="#555555", lw=0.8)
         ax.set_xticks(range(len(KS)), [f"pass@{k}" for k in KS])
         ax.set_xlim(-0.3, len(KS) - 0.7)
-        ax.set_title(f"points gained by RL, from {at(t)}")
+        ax.set_title(f"points, from {at(t)}")
     legend(axes[0, 0])
     return figure if any(ax.lines[1:] for ax in axes[0]) else None
 
@@ -170,8 +179,7 @@ def passk(lab: Lab, methods=("base", "base0", "best", "rl", "sft", "gold", "sft_
     for ax, k in zip(axes[0], ks, strict=True):
         by_tokens(lab, ax, methods, lambda r, k=k: value(r, k), f"pass@{k}, %")
         mark_floor(ax, floor_of(lab, k))
-        read = lab.copying.get("floor", {}).get(str(k)) if k > 1 else None  # of pass@1 it would hide the guess floor
-        mark_floor(ax, read, "first number and a usual change", "left")
+        mark_floor(ax, best_blind(lab, k) if lab.blind and k > 1 else None, "best blind rule", "left")
     legend(axes[0, 0])
     return figure
 
@@ -189,14 +197,14 @@ def general_panel(lab: Lab, ax, methods) -> None:
 
 def general(lab: Lab):
     figure, ax = plt.subplots(figsize=(5.4, 3.6))
-    general_panel(lab, ax, ("base", "rl", "sft", "gold", "sft_rl", "gold_rl", "parallel"))
+    general_panel(lab, ax, ("base", "rl", "sft", "gold", "sft_rl", "parallel"))
     legend(ax)
     return figure
 
 
 def parallel(lab: Lab):
     figure, axes = plt.subplots(2, 2, figsize=(8.4, 6.4))
-    methods = ("base", "rl", "sft", "sft_rl", "gold", "gold_rl", "parallel")
+    methods = ("base", "rl", "sft", "sft_rl", "gold", "parallel")
     for ax, k in zip(axes.flat, KS, strict=False):
         by_tokens(lab, ax, methods, lambda r, k=k: value(r, k), f"pass@{k}, %")
         mark_floor(ax, floor_of(lab, k))
@@ -206,7 +214,7 @@ def parallel(lab: Lab):
 
 
 def forest(claim: Claim):
-    """Estimates with their intervals; dotted: the margin. Filled: primary; alone, where all would be too many."""
+    """Estimates with their intervals; dotted: the margin. Filled: registered; alone, where all would be too many."""
     shown = [c for c in claim.comparisons if c.difference]
     shown = shown if len(shown) <= 24 else [c for c in shown if c.primary]
     if not shown:
@@ -226,5 +234,5 @@ def forest(claim: Claim):
     )
     ax.set_ylim(-0.7, len(shown) - 0.3)
     cut = "; some intervals go on beyond" * (len(whole) < len(shown))
-    figure.supxlabel(f"points, 95 % interval (within: 90 %); filled: primary; (seeds){cut}", fontsize=8)
+    figure.supxlabel(f"points, 95 % interval (within: 90 %); filled: registered; (pre-trainings){cut}", fontsize=8)
     return figure

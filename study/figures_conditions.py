@@ -1,158 +1,122 @@
-"""Figures of what RL's outcome hangs on: questions, data and scale, seeds, rollouts, the base, its exemplars."""
+"""Figures of what RL's outcome hangs on: questions and passes, number of events, seeds, the base."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from study import axis, beyond
 from study.figures import draw, legend, mark_floor, token_axis
-from study.read import Lab, floor_of, per_question, pools, value
+from study.read import NAMES, Lab, best_blind, floor_of, value
 from study.stats import Claim
 from study.tasks import amount as at
 
 
-def pool_sizes(lab: Lab):
-    """C3: scores against the number of questions; the last place is all of them, the main runs of RL and SFT."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.3))
-    sizes, t, some = pools(lab), lab.late, False
-    kinds = [  # method, variant, look, label
-        ("rl", "", "rl", "RL"),
-        ("sft", "many", "sft", "SFT, 60 epochs"),
-        ("sft", "few", "base0", "SFT, 4 epochs"),
-        ("gold", "many", "gold", "SFT-Gold, updates of 60 epochs"),
-    ]
+def what_decides(lab: Lab):
+    """pass@1 and pass@32 against the number of questions, a column a number of passes; grey: the paper's place."""
+    a, paper = axis.read(lab), axis.paper_pool(lab)
+    if len(a.pools) < 2:
+        return None
+    figure, axes = plt.subplots(
+        2, len(a.passes), figsize=(3.1 * len(a.passes), 6), sharey="row", sharex=True, squeeze=False
+    )
+    base = next(iter(lab.base(lab.late).values()), None)
+    for line, k in zip(axes, (1, 32), strict=True):
+        for ax, passes in zip(line, a.passes, strict=True):
+            for method in ("sft", "gold", "sft_rl", "rl", "parallel"):
+                places = [(n, a.score(method, n, 0 if method in ("rl", "parallel") else passes, k)) for n in a.pools]
+                points = [(n, s.mean()) for n, s in places if s is not None]
+                if points:
+                    draw(ax, *zip(*points, strict=True), method, NAMES[method])
+            if base:
+                ax.axhline(100 * value(base, k), color="#777777", ls="--", lw=1, label="base, best shots")
+            ax.set_xscale("log")
+            ax.set_xticks(a.pools, [f"{n:,}" for n in a.pools])
+            ax.minorticks_off()
+            ax.set_title(f"{passes} passes: pass@{k}, %")
+            ax.set_ylim(0, 100 if k == 32 else None)
+            where = [
+                m for m, n in axis.PAPER_PASSES.items() if paper and min(a.passes, key=lambda p: abs(p - n)) == passes
+            ]
+            if where:
+                ax.axvline(paper, color="#888888", lw=5, alpha=0.25)
+                ax.annotate(f"the paper's\n{' and '.join(NAMES[m] for m in where)}", (paper, 0.02), fontsize=7,
+                            xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
+    for ax in axes[-1]:
+        ax.set_xlabel("questions with a solution")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure
+
+
+def events(lab: Lab):
+    """pass@1 and pass@32 by number of events; shaded: beyond what pre-training read."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    last, some = beyond.edge(lab), False
     for ax, k in zip(axes, (1, 32), strict=True):
-        for method, kind, look, label in kinds:
-            places = [lab.by_seed(method, t, variant=f"pool{n}{kind}", group="c3") for n in sizes]
-            whole = kind in ("", "few")  # SFT's main runs make about as few passes; many on all questions were not run
-            places.append(lab.by_seed(method, t) if whole else {})
-            got = [(i, [value(r, k) for r in found.values()]) for i, found in enumerate(places) if found]
-            some = some or any(i < len(sizes) for i, _ in got)
-            if got:
-                x, y = [i for i, _ in got], [np.mean(v) for _, v in got]
-                draw(ax, x, y, look, label, [min(v) for _, v in got], [max(v) for _, v in got])
-        mark_floor(ax, floor_of(lab, k))
-        ax.set_xticks(range(len(sizes) + 1), [*map(str, sizes), "all (main runs)"])
-        ax.set_xlabel("training questions")
-        ax.set_title(f"pass@{k}, % ({at(t)})")
+        for method in beyond.METHODS:
+            found = beyond.curve(lab, method, k)
+            if found:
+                draw(ax, list(found), [s for s, _ in found.values()], method, NAMES[method])
+                some = True
+        right = ax.get_xlim()[1]
+        if last and right > last + 0.5:
+            ax.axvspan(last + 0.5, right, color="#eeeeee", zorder=0)
+            ax.annotate(
+                "longer than the text", (last + 0.6, 0.97), xycoords=("data", "axes fraction"), fontsize=7, va="top"
+            )
+            ax.set_xlim(right=right)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_title(f"from {at(lab.late)}: pass@{k}, %")
+        ax.set_xlabel("events in the question")
         ax.set_ylim(bottom=0)
-    legend(axes[1])
-    return figure if some else None
-
-
-def hard_tier(lab: Lab):
-    """C4: each model's pass@1 on the hard tier before RL (two kinds of exemplars) and after."""
-    figure, ax = plt.subplots(figsize=(6.4, 3.3))
-    models = [r["base"] for r in lab.runs if r["kind"] == "pretrain"]
-    rows = {  # label: method, variant, marker, face
-        "after RL": ("rl", "hard", "o", "#a61c1c"),
-        "base, 8 hard exemplars": ("base", "hard_shots", "s", "white"),
-        "base, 8 gsm exemplars": ("base", "gsm_shots", "^", "#bbbbbb"),
-    }
-    some = False
-    for i, (label, (method, variant, marker, face)) in enumerate(rows.items()):
-        for x, model in enumerate(models):
-            found = lab.find(method=method, base=model, group="c4", variant=variant)
-            got = [100 * per_question(r["result"], 1, task="hard").mean() for r in found]
-            name = label if x == 0 else None
-            ax.plot([x + 0.15 * (i - 1)] * len(got), got, marker, color="#222222", mfc=face, ms=6, ls="", label=name)
-            some = some or bool(got)
-    mark_floor(ax, lab.manifest.get("data", {}).get("guess_floor", {}).get("hard", {}).get("1"))
-    ax.set_xticks(range(len(models)), models)
-    ax.set_ylabel("pass@1 on the hard tier, %")
-    ax.set_ylim(bottom=0)
-    legend(ax)
+    legend(axes[0])
     return figure if some else None
 
 
 def seeds(lab: Lab, claim: Claim):
-    """C8: pass@1 of each seed beside its training reward at the end."""
+    """C8: pass@1 of each run."""
     if not claim.points:
         return None
-    places = sorted({p[0] for p in claim.points})
-    figure, axes = plt.subplots(1, len(places), figsize=(4 * len(places), 3.2), squeeze=False)
-    for ax, t in zip(axes[0], places, strict=True):
-        mine = [p for p in claim.points if p[0] == t]
-        ax.plot([p[1] for p in mine], [p[2] for p in mine], "o", color="#a61c1c", label="test pass@1 (flexible)")
-        rewards = [(p[1], p[3]) for p in mine if p[3] is not None]
-        if rewards:
-            ax.plot(
-                *zip(*rewards, strict=True), "s", color="#555555", mfc="white", label="training reward, last 5 batches"
-            )
-        if mine[0][4] is not None:
-            ax.axhline(mine[0][4], color="#777777", ls="--", lw=1, label="base, best shots")
-        ax.set_title(f"RL from {at(t)} tokens, %")
-        ax.set_xlabel("seed")
-        ax.set_xticks(sorted({p[1] for p in mine}))
-        mark_floor(ax, floor_of(lab, 1))
-        ax.set_ylim(bottom=0)
-    legend(axes[0, 0])
+    places = list(dict.fromkeys((p[0], p[1]) for p in claim.points))
+    figure, ax = plt.subplots(figsize=(7, 0.8 + 0.4 * len(places)))
+    for y, place in enumerate(reversed(places)):
+        got = [p[3] for p in claim.points if (p[0], p[1]) == place]
+        ax.plot(got, [y] * len(got), "o", color="#a61c1c", mfc="white" if "post" in place[1] else "#a61c1c")
+    ax.set_yticks(range(len(places)), [f"{at(t)}: {what}" for t, what in reversed(places)])
+    ax.set_ylim(-0.6, len(places) - 0.4)
+    ax.set_xlim(left=0)
+    ax.set_title("pass@1 after RL, %")
     return figure
 
 
-def rollout_flops(lab: Lab, rows: list[dict]) -> float:
-    """FLOPs of RL steps: every sampled token one forward pass, tokens of groups with a signal forward and backward.
-    Prompts are left out."""
-    token = lab.flops_per_token()
-    return sum(r["completion/tokens"] * token * (1 / 3 + 1 - r["reward/frac_zero_std_groups"]) for r in rows)
-
-
-def budget(lab: Lab):
-    """C9: validation pass@1 of the first seed against questions seen and against FLOPs, where scores were taken."""
-    taken = {r["variant"].split("_")[0] for r in lab.evals if r["group"] == "c9" and r["split"] == "val"}
-    splits = [s for s in ("hard", "easy") if s in taken] or ["hard"]
-    figure, axes = plt.subplots(len(splits), 2, figsize=(8.4, 3 * len(splits)), sharey=True, squeeze=False)
-    some = False
-    for row, split in zip(axes, splits, strict=True):
-        for name, look in (("many", "rl"), ("few", "base0"), ("long", "sft")):
-            first = dict(variant=f"{split}_{name}", seed=lab.manifest["seed"])
-            run = next((r for r in lab.runs if r.get("group") == "c9" and first.items() <= r.items()), None)
-            found = lab.find(group="c9", variant=f"{split}_{name}", split="val", train_step=..., method="rl")
-            points = sorted((r["train_step"], value(r["result"], 1)) for r in found)
-            if not run or not points:
-                continue
-            log, some = lab.rows(run), True
-            label = f"n = {run['config']['group_size']}, {run['config']['steps']} steps"
-            y = [v for _, v in points]
-            draw(row[0], [s * run["config"]["prompts_per_step"] for s, _ in points], y, look, label)
-            draw(row[1], [rollout_flops(lab, [r for r in log if r["step"] <= s]) for s, _ in points], y, look, label)
-        for ax, x in zip(row, ("questions seen", "FLOPs"), strict=True):
-            ax.set_title(f"trained on {split} questions: validation pass@1, %")
-            ax.set_xlabel(x)
-            if ax.lines and x == "FLOPs":
-                ax.set_xscale("log")
-                ax.minorticks_off()
-            mark_floor(ax, floor_of(lab, 1))
-    legend(axes[0, 0])
-    return figure if some else None
-
-
 def diagnostic(lab: Lab, claim: Claim):
-    """C10: RL's outcome against the base's validation pass@32."""
+    """C10: RL's outcome against the base's validation pass@32; a marker for each pre-training."""
     if not claim.points:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.3))
-    for ax, (k, out) in zip(axes, ((32, 1), (32, 32)), strict=True):
-        for base, marker in zip(dict.fromkeys(p["base"] for p in claim.points), "osD^vP", strict=False):
-            mine = [p for p in claim.points if p["base"] == base]
-            x, y = [100 * p["x"][k] for p in mine], [100 * p["y"][out] for p in mine]
-            ax.plot(x, y, marker, color="#333333", mfc="white" if marker in "sD" else "#333333", label=base)
+    for ax, out in zip(axes, (1, 32), strict=True):
+        for seed, marker in zip(dict.fromkeys(p["seed"] for p in claim.points), "osD^vP", strict=False):
+            mine = [p for p in claim.points if p["seed"] == seed]
+            x, y = [100 * p["x"][32] for p in mine], [100 * p["y"][out] for p in mine]
+            face = "white" if marker in "sD" else "#333333"
+            ax.plot(x, y, marker, color="#333333", mfc=face, label=f"pre-training {seed}")
             for p, a, b in zip(mine, x, y, strict=True):
                 ax.annotate(at(p["tokens"]), (a, b), fontsize=6, xytext=(3, 3), textcoords="offset points")
-        ax.set_xlabel(f"base, validation pass@{k}, %")
+        ax.set_xlabel("base, validation pass@32, %")
         ax.set_title(f"after RL, test pass@{out}, %")
-        mark_floor(ax, floor_of(lab, out))
+        mark_floor(ax, best_blind(lab, out), "best blind rule")
     legend(axes[0])
     return figure
 
 
 def shots(lab: Lab):
-    """C11: the base with each number of exemplars."""
+    """C11: the base with each number of exemplars, mean over pre-trainings."""
     asked = sorted({r["n_shot"] for r in lab.evals if r["method"] == "base" and r["group"] == "main"})
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.3))
     for ax, k in zip(axes, (1, 32), strict=True):
-        for n, look in zip(asked, ("base0", "sft", "gold", "parallel"), strict=False):
-            points = [(t, value(r, k)) for t in lab.planned["base"] for r in lab.base(t, n).values()]
-            if points:
-                draw(ax, *zip(*points, strict=True), look, f"{n}-shot")
+        for n, look in zip(asked, ("base0", "sft"), strict=False):
+            found = [(t, [value(r, k) for r in lab.base(t, n).values()]) for t in lab.planned["base"]]
+            if points := [(t, np.mean(v), min(v), max(v)) for t, v in found if v]:
+                x, y, low, high = zip(*points, strict=True)
+                draw(ax, x, y, look, f"{n}-shot", low, high)
         token_axis(ax, lab, f"base, pass@{k}, %")
         mark_floor(ax, floor_of(lab, k))
     legend(axes[0])
@@ -161,14 +125,13 @@ def shots(lab: Lab):
 
 def pretraining(lab: Lab):
     figure, ax = plt.subplots(figsize=(5, 3.3))
-    some = False
-    for r, line in zip(
-        [r for r in lab.runs if r["kind"] == "pretrain"], ("-", "--", "-.", ":", (0, (5, 1))), strict=False
-    ):
+    some, lines = False, ("-", "--", "-.", ":", (0, (5, 1)))
+    for r, line in zip([r for r in lab.runs if r["kind"] == "pretrain"], lines, strict=False):
         log = [(row["train/tokens"], row["eval/loss"]) for row in lab.rows(r) if "eval/loss" in row]
         if log:
-            ax.plot(*zip(*log, strict=True), color="#222222", ls=line, marker="o", ms=3, label=r["base"])
+            ax.plot(*zip(*log, strict=True), color="#222222", ls=line, marker="o", ms=3, label=f"seed {r['seed']}")
             some = True
     token_axis(ax, lab, "validation loss, nats a token")
+    ax.set_ylim(bottom=None, auto=True)
     legend(ax)
     return figure if some else None

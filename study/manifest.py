@@ -2,21 +2,17 @@
 
 import os
 import platform
-import re
 import shlex
-from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from common import git_commit
 from data.files import UserError, read_json, write_json
-from data.math_qa import load_questions, parse_number
+from data.math_qa import load_questions
+from study.controls import events_in
 from study.runner import Runner
 from study.tasks import Plan
 
 KEPT = ("seconds", "commit", "source", "accepted")  # of a finished run
-NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def read_manifest(path: Path, mend: str = "remove it, and it is made anew from the runs") -> dict:
@@ -64,11 +60,12 @@ def header_of(plan: Plan, jobs: int, device: str, make_world: list[str], data: P
         machine=machine(),
         device=device,
         trials=plan.p["trials"],
-        primary=[start.tokens for start in plan.primary],
+        primary=[step * plan.p["pretrain"]["batch_tokens"] for step in plan.primary],
+        **{key: plan.p[key] for key in ("pool", "passes", "start_passes") if key in plan.p},
         threads=1,
         jobs=jobs,
         setup=[shlex.join(make_world)],
-        copying=copying_of(data, plan.p["test"]["limit"]),
+        events=events_of(data, plan),
         data=read_json(data / "meta.json"),
     )
 
@@ -80,24 +77,9 @@ def machine() -> str:
     return f"{os.cpu_count()} x {name}, {platform.system()}"
 
 
-def copying_of(data: Path, limit: int) -> dict:
-    """Of the test questions that are asked, for the report's control of copying."""
+def events_of(data: Path, plan: Plan) -> dict[str, int]:
+    """How many events each of the world's test questions has that are asked."""
     if not (data / "train.jsonl").exists():
         return {}
-    train, test = (load_questions(data, "gsm", split) for split in ("train", "test"))
-    return copying(train, test[:limit])
-
-
-def copying(train: list, test: list, ks: tuple[int, ...] = (1, 8, 32)) -> dict:
-    """What reading one number of a question gives. "first": of each test question (by qid) its first number; "alone":
-    the share of them whose answer it is; "floor": pass@k of it plus a change drawn blindly from what the answers of the
-    training questions are beyond theirs."""
-
-    def change(question):
-        return parse_number(question.answer) - parse_number(NUMBER.search(question.problem)[0])
-
-    changes, wanted = Counter(map(change, train)), [change(q) for q in test]
-    miss = np.array([1 - changes[c] / len(train) for c in wanted])
-    first = {q.qid: NUMBER.search(q.problem)[0] for q in test}
-    floor = {str(k): float(np.mean(1 - miss**k)) for k in ks}
-    return {"first": first, "alone": sum(c == 0 for c in wanted) / len(test), "floor": floor}
+    asked = [load_questions(data, task, "test") for task in ("gsm", plan.p.get("beyond")) if task]
+    return {q.qid: events_in(q.problem) for questions in asked for q in questions[: plan.p["test"]["limit"]]}

@@ -25,8 +25,8 @@ def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
         f"Commits {', '.join(sorted(quoted(c) for c in commits - {None})) or '–'}.",
     ]
     rules = [
-        f"Seeds of direct RL by checkpoint, without C8's: {', '.join(seeds) or 'none'}. One pre-training unless said: "
-        "intervals are conditional on it. With one seed a row is an *estimate*, never a verdict.",
+        f"Pre-trainings with direct RL by checkpoint: {', '.join(seeds) or 'none'}. With one, a row is an *estimate*, "
+        "never a verdict.",
         f"Rules: [docs/analysis_plan.md]({os.path.relpath(PLAN, lab.folder)}), dated; what was changed after first "
         "results were in sight stands at its end.",
     ]

@@ -2,16 +2,16 @@
 paired differences. The claims judge them; figures and tables show them.
 """
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.files import UserError, field
-from data.math_qa import answers_equal
 from model import PRESETS as SHAPES
 from study.archive import StudyFiles
-from study.controls import pass_of_counts, shuffled
+from study.controls import pass_of_counts
 from study.stats import Difference
 
 NAMES = {
@@ -20,13 +20,12 @@ NAMES = {
     "sft": "SFT",
     "gold": "SFT-Gold",
     "sft_rl": "SFT→RL",
-    "gold_rl": "Gold→RL",
     "parallel": "parallel",
 }
 KS = (1, 8, 32)
 # What the report reads of runs.json (and of its runs, by kind), and the types that it must have.
 MANIFEST = {"preset": str, "seed": int, "machine": str, "jobs": int, "runs": list}
-RUN = {"name": str, "kind": str, "method": str, "base": str, "seed": int, "out": str, "command": str, "finished": bool}
+RUN = {"name": str, "kind": str, "method": str, "seed": int, "out": str, "command": str, "finished": bool}
 KINDS: dict[str, dict] = {
     "pretrain": {"metrics": str, "config": dict},
     "train": {"metrics": str, "config": dict, "tokens": int, "group": str, "variant": str},
@@ -37,7 +36,7 @@ CONFIG = {  # settings of a run, by kind and group
     "train": ("steps",),
     "c9": ("steps", "prompts_per_step", "group_size"),
 }
-OPTIONAL = {"copying": dict, "data": dict, "trials": dict, "primary": list, "seconds": float}
+OPTIONAL = {"events": dict, "data": dict, "trials": dict, "primary": list, "seconds": float}
 COUNTS = ("n", "strict", "flexible", "formatted")  # of each question's completions
 MEND = "run python -m study again, or take back what was changed by hand"
 
@@ -51,8 +50,11 @@ def check_manifest(manifest: dict, where: Path) -> None:
             field(manifest, key, kind, where, MEND)
     if not all(type(tokens) is int for tokens in manifest.get("primary") or []):
         raise UserError(f"{where}: 'primary' must be numbers of tokens, got {manifest['primary']!r:.60}; {MEND}")
-    if manifest.get("copying"):
-        check_copying(manifest["copying"], where)
+    for qid in manifest.get("events") or {}:
+        field(manifest["events"], qid, int, where, MEND)
+    rules = (manifest.get("data") or {}).get("blind_rules") or {}
+    for k in ("1", "8", "32") if rules else ():
+        field(rules, k, float, f"{where}, blind_rules", MEND)
     for i, run in enumerate(manifest["runs"]):
         place = f"{where}, run {i}"
         if not isinstance(run, dict):
@@ -69,14 +71,6 @@ def check_manifest(manifest: dict, where: Path) -> None:
             field(run, "seconds", float, place, MEND)
         if run.get("preset", "world") not in SHAPES:
             raise UserError(f"{place}: {run['preset']!r:.30} is none of the models {' '.join(SHAPES)}; {MEND}")
-
-
-def check_copying(copying: dict, where: Path) -> None:
-    field(copying, "alone", float, where, MEND)
-    for qid in field(copying, "first", dict, where, MEND):
-        field(copying["first"], qid, str, where, MEND)
-    for k in ("1", "8", "32"):
-        field(field(copying, "floor", dict, where, MEND), k, float, where, MEND)
 
 
 def check_evaluation(result: dict, where: str) -> None:
@@ -115,75 +109,89 @@ class Lab:
         check_manifest(self.manifest, self.files.path)
         self.runs = [r for r in self.manifest["runs"] if r["kind"] != "eval"]
         self.evals = [r for r in self.manifest["runs"] if r["kind"] == "eval"]
-        self.copying = self.manifest.get("copying") or {}  # of the gsm test questions
+        self.events: dict[str, int] = self.manifest.get("events") or {}  # of each test question
+        self.blind: dict[str, float] = (self.manifest.get("data") or {}).get("blind_rules") or {}  # "1" -> pass@1, ..
         self.unreadable: list[str] = []  # evaluations, and why; they count as not run
         for r in self.evals:
             r["result"] = self.evaluation(r)
-        main = [r for r in self.evals if r["base"] == "base" and r["group"] == "main"]
+        main = [r for r in self.evals if r["group"] == "main" and not r["variant"]]
         self.few_shot = max((r["n_shot"] for r in main), default=8)
         self.planned = {m: sorted({r["tokens"] for r in main if r["method"] == m}) for m in NAMES}
         self.primary = self.manifest.get("primary") or self.planned["rl"]
         self.early, self.late = min(self.primary, default=0), max(self.primary, default=0)
+        self.first, self.viewed = self.manifest["seed"], ""
+        self.kept_rows: dict[str, list[dict]] = {}
 
     def evaluation(self, run: dict) -> dict | None:
-        """With the first number of each question among its columns, where copying is asked about."""
         try:
             result = self.files.json(run["out"])
-            if result is None:
-                return None
-            check_evaluation(result, self.files.folder / run["out"])
-            if self.copying and run["split"] == "test" and "gsm" in result["questions"]:
-                columns = result["questions"]["gsm"]["questions"]
-                columns["first"] = [field(self.copying["first"], qid, str, self.files.path) for qid in columns["qid"]]
+            if result is not None:
+                check_evaluation(result, self.files.folder / run["out"])
             return result
         except UserError as error:
             self.unreadable.append(str(error))
             return None
 
+    def viewed_as(self, view: str) -> "Lab":
+        """The same study, with other runs in the place of the main ones: "hot", all asked at T 1; "half", direct RL at
+        half its rate."""
+        other = copy(self)
+        other.viewed = view
+        return other
+
     def find(self, **want) -> list[dict]:
-        """Finished evaluations with these fields; unless said, of pre-training "base", group "main", test questions,
-        no variant, T 0.6, after the last step. ... leaves a field open."""
-        usual = dict(base="base", group="main", split="test", variant="", temperature=0.6, train_step=None)
+        """Finished evaluations with these fields; unless said, of group "main", test questions, no variant, T 0.6,
+        after the last step. ... leaves a field open."""
+        usual = dict(group="main", split="test", variant="", temperature=0.6, train_step=None)
         want = {k: v for k, v in (usual | want).items() if v is not ...}
+        if want.get("group") == "main" and want.get("split") == "test":
+            want |= dict(group="hot", temperature=1.0) if self.viewed == "hot" else {}
+            half = self.viewed == "half" and want.get("method") == "rl"
+            want |= dict(group="half", variant="half") if half else {}
         return [r for r in self.evals if r["result"] and all(r.get(k) == v for k, v in want.items())]
 
     def by_seed(self, method: str, tokens: int, n_shot: int = 0, **want) -> dict[int, dict]:
         return {r["seed"]: r["result"] for r in self.find(method=method, tokens=tokens, n_shot=n_shot, **want)}
 
-    def asked_on_validation(self, tokens: int, base: str = "base") -> list[dict]:
-        return self.find(method="base", tokens=tokens, base=base, split="val", group="shots", n_shot=...)
+    def asked_on_validation(self, tokens: int, n_shot: int) -> list[dict]:
+        """The base's evaluations on validation questions, with so many shots."""
+        asked = dict(method="base", tokens=tokens, split="val", group="shots", n_shot=n_shot)
+        return [r["result"] for r in self.find(**asked)]
 
-    def shots(self, tokens: int, base: str = "base") -> int | None:
-        """The number of shots that validation questions prefer for the base at this checkpoint (pass@1); a study that
-        asked only one on validation takes the paper's few-shot base."""
-        planned = {r["n_shot"] for r in self.evals if (r["group"], r["tokens"], r["base"]) == ("shots", tokens, base)}
-        found = self.asked_on_validation(tokens, base)
-        if len(planned) < 2 or len(found) < 2:
-            return self.few_shot
-        return max(found, key=lambda r: value(r["result"], 1))["n_shot"]
+    def shots(self, tokens: int) -> int:
+        """The number of shots that validation questions prefer for the base at this checkpoint (pass@1, mean over
+        pre-trainings); where only one was asked on validation, the paper's few-shot base."""
+        asked = {r["n_shot"] for r in self.evals if (r["group"], r["tokens"]) == ("shots", tokens)}
+        found = {n: np.mean([value(r, 1) for r in self.asked_on_validation(tokens, n)] or [0]) for n in sorted(asked)}
+        return max(found, key=found.get) if len(found) > 1 and any(found.values()) else self.few_shot
 
-    def base(self, tokens: int, n_shot: int | None | str = "best", **want) -> dict[None, dict]:
-        """Its one evaluation, under the key None: a base has no post-training seed and is paired with every one."""
-        n_shot = self.shots(tokens) if n_shot == "best" else n_shot
-        found = {} if n_shot is None else self.by_seed("base", tokens, n_shot, **want)
-        return dict.fromkeys([None], next(iter(found.values()))) if found else {}
+    def base(self, tokens: int, n_shot: int | str = "best") -> dict[int, dict]:
+        return self.by_seed("base", tokens, self.shots(tokens) if n_shot == "best" else n_shot)
 
     def rows(self, run: dict) -> list[dict]:
         """The numbers of each step of a run."""
-        kept = [{k: v for k, v in r.items() if type(v) in (int, float)} for r in self.files.rows(run["metrics"])]
-        return [row for row in kept if "step" in row]
+        if run["metrics"] not in self.kept_rows:
+            kept = [{k: v for k, v in r.items() if type(v) in (int, float)} for r in self.files.rows(run["metrics"])]
+            self.kept_rows[run["metrics"]] = [row for row in kept if "step" in row]
+        return self.kept_rows[run["metrics"]]
 
-    def log(self, method: str, tokens: int, seed: int, group: str = "main", variant: str = "") -> list[dict]:
-        """metrics.jsonl of a run from pre-training "base"."""
-        key = (method, "base", tokens, seed, group, variant)
+    def logs(self, method: str, tokens: int, group: str = "main", variant: str = "") -> dict[int, list[dict]]:
+        """metrics.jsonl of each seed's run."""
+        key, found = (method, tokens, group, variant), {}
         for r in self.runs:
-            if (r["method"], r["base"], r.get("tokens"), r["seed"], r.get("group"), r.get("variant")) == key:
-                return self.rows(r)
-        return []
+            if (r["method"], r.get("tokens"), r.get("group"), r.get("variant")) == key and (rows := self.rows(r)):
+                found[r["seed"]] = rows
+        return found
 
-    def flops_per_token(self, base: str = "base") -> float:
+    def config(self, method: str, tokens: int, group: str = "main", variant: str = "") -> dict:
+        """What the plan gives such a run."""
+        key = (method, tokens, group, variant)
+        found = [r for r in self.runs if (r["method"], r.get("tokens"), r.get("group"), r.get("variant")) == key]
+        return found[0]["config"] if found else {}
+
+    def flops_per_token(self) -> float:
         """Training FLOPs of a token at the model's whole context; a third of it is one forward pass."""
-        model = next((r for r in self.runs if r["kind"] == "pretrain" and r["base"] == base), {})
+        model = next((r for r in self.runs if r["kind"] == "pretrain"), {})
         shape = SHAPES[model.get("preset", "world")]
         return shape.flops_per_token(shape.block_size)
 
@@ -208,30 +216,19 @@ def per_question(result: dict, k: int, scoring: str = "flexible", task: str = "g
     return np.array([pass_of_counts(n, c, k) for n, c in zip(q["n"], q[scoring], strict=True)])
 
 
-def scores(result: dict, metric: Any, task: str) -> np.ndarray:
-    """Of each question. metric: k of pass@k; ("beyond", k): pass@k minus the shuffle control; ("uncopied", k): pass@k
-    of the questions whose answer is not their first number."""
-    if isinstance(metric, int):
-        return per_question(result, metric, task=task)
-    kind, k = metric
-    if kind == "beyond":
-        return per_question(result, k, task=task) - shuffled(result, k, task)
-    q = result["questions"][task]["questions"]
-    uncopied = [not answers_equal(*pair) for pair in zip(q["gold"], q["first"], strict=True)]
-    return per_question(result, k, task=task)[uncopied]
-
-
 def subtract(a: dict[int, dict], b: dict[int, dict], metric: Any, task: str = "gsm") -> Difference | None:
-    """a - b over the seeds that both have; a b of one shared result (key None) is taken from each of a's."""
-    if None in b:
-        b = dict.fromkeys(a, b[None])
+    """a - b over the seeds that both have. metric: k of pass@k, or "general"."""
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return None
     if metric != "general":
-        return of_rows([scores(a[s], metric, task) - scores(b[s], metric, task) for s in seeds])
+        if not all(task in r["questions"] for s in seeds for r in (a[s], b[s])):
+            return None
+        return of_rows([per_question(a[s], metric, task=task) - per_question(b[s], metric, task=task) for s in seeds])
     parts = []
     for name, bench in a[seeds[0]]["benchmarks"].items():
+        if not all(name in b[s]["benchmarks"] for s in seeds):
+            return None
         facts = np.array(bench["facts"])
         sums = [np.bincount(facts, hits(a[s], name) - hits(b[s], name)) for s in seeds]
         parts.append((np.array(sums), np.bincount(facts)))
@@ -256,15 +253,15 @@ def mean_score(found: dict, k: int) -> str:
     return f"{100 * mean(found, k):.1f}"
 
 
-def pools(lab: Lab) -> list[int]:
-    found = {r["variant"].removeprefix("pool") for r in lab.evals if r["group"] == "c3" and r["method"] == "rl"}
-    return sorted(map(int, found))
-
-
-def validation_loss(lab: Lab, base: str, tokens: int) -> float | None:
+def validation_loss(lab: Lab, seed: int, tokens: int) -> float | None:
     """Of the pre-training run when it had read `tokens`."""
-    run = next(r for r in lab.runs if r["kind"] == "pretrain" and r["base"] == base)
+    run = next(r for r in lab.runs if r["kind"] == "pretrain" and r["seed"] == seed)
     for row in lab.rows(run):
         if row.get("train/tokens") == tokens and "eval/loss" in row:
             return row["eval/loss"]
     return None
+
+
+def best_blind(lab: Lab, k: int) -> float:
+    """The most that answers reach which read one or two numbers of their question (data/world_rules.py)."""
+    return max(lab.blind.get(str(k), 0.0), floor_of(lab, k) or 0.0)

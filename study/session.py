@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common import lock, writable_dir
 from data.files import UserError
+from study.clock import told
 from study.folder import HERE, Folder, data_identity
 from study.known import take_over
 from study.manifest import header_of, kept_of, read_manifest, write_manifest
@@ -96,10 +97,13 @@ class Study(Session):
         return world_command(self.data, p["world"])
 
     def report(self) -> None:
-        from study import real, report, summary  # loads matplotlib
+        from study import real, report, summary, tuning  # loads matplotlib
         from study.read import Lab
         from study.render import markdown
 
+        if self.plan.preset == "tuning":
+            print(tuning.page(Lab(self.folder.dir)))
+            return
         print("writing the report and its figures", flush=True)
         path = report.build(self.folder.dir)
         lab = Lab(self.folder.dir)
@@ -120,6 +124,8 @@ class Study(Session):
                 why = "  (made by other code)" * (task in stale)
                 print(f"{cost:6.0f} s  {task.name:<44} {task.script} {shlex.join(words(task.flags))}{why}")
         print(f"\n{len(self.plan.tasks)} runs; done after about, {self.jobs} side by side:", *place, sep="\n")
+        left = [task for task in self.plan.tasks if not folder.finished(task) or task in stale]
+        print(f"all of it: {told(self.plan.tasks, self.jobs)}; {len(left)} runs left")
 
 
 def named(tasks: list[Task]) -> str:

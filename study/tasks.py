@@ -1,20 +1,20 @@
 """A study's commands: what a run is, what it is called, what it needs. plan.py says which of them a study asks for."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from study.presets import BENCHMARKS, COMPLETION, LARGE, PRESETS, SECONDS, TOKEN
+from study.presets import BENCHMARKS, COMPLETION, PRESETS, SECONDS
 
 SCRIPTS = {
     "rl": "train_rl.py",
     "sft": "train_sft.py",
     "gold": "train_sft.py",
     "sft_rl": "train_rl.py",
-    "gold_rl": "train_rl.py",
     "parallel": "merge.py",
 }
-WITH_BENCHMARKS = ("main", "k1", "k2", "k3", "k4", "c8")  # groups whose test evaluations score general skill too
+DEFAULT_BATCH = 64  # examples of an SFT update
 
 
 @dataclass(eq=False)
@@ -88,16 +88,17 @@ class Plan:
         self.known: dict[str, Task] = {}
         self.task, self.benchmarks = self.p.get("task", "gsm"), self.p.get("benchmarks", BENCHMARKS)
         self.block = "pre-training"
-        self.base = self.pretrain("base")
-        self.models = {"base": self.base}  # and those of C4
-        self.primary = [self.at(step) for step in dict.fromkeys([self.p["early"], self.p["late"]])]
+        self.primary = list(dict.fromkeys([self.p["early"], self.p["late"]]))  # steps of pre-training
         self.early, self.late = self.primary[0], self.primary[-1]
+        self.judged = sorted({*self.primary, *self.p.get("others", [])})
 
-    def at(self, step: int) -> Checkpoint:
-        return Checkpoint(self.base, step)
+    @property
+    def seeds(self) -> list[int]:
+        """Of the whole way: a seed's pre-training and its post-training."""
+        return list(range(self.seed, self.seed + self.p["seeds"]))
 
-    def seeds(self, count: int) -> list[int]:
-        return list(range(self.seed, self.seed + count))
+    def at(self, step: int, seed: int) -> Checkpoint:
+        return Checkpoint(self.pretrain(seed), step)
 
     def add(self, task: Task) -> Task:
         """Into the plan, unless it is there."""
@@ -110,57 +111,83 @@ class Plan:
         assert (known.flags, known.inputs, known.out) == (task.flags, task.inputs, task.out), f"two runs: {task.name}"
         return known
 
-    def run_of(self, method: str, start: Checkpoint, seed: int) -> Task:
-        """A main run that is in the plan already."""
-        return self.known[self.name(method, start, seed)]
-
     def name(self, method: str, start: Checkpoint, seed: int, variant: str = "") -> str:
-        parts = [method, start.task.record["base"], amount(start.tokens), f"s{seed}", variant]
+        """A run from another seed's pre-training names that too."""
+        other = f"p{start.task.record['seed']}" if start.task.record["seed"] != seed else ""
+        parts = [method, amount(start.tokens), f"s{seed}", other, variant]
         return "-".join(part for part in parts if part)
 
-    def pretrain(self, name: str, seed: int = 0, **flags) -> Task:
-        """`seed`: distance from the study's first one."""
-        p = self.p["pretrain"]
-        flags = {**p, "save_at": self.p["save_at"], "seed": self.seed + seed, **flags}
-        record = dict(base=name, seed=self.seed + seed, preset=flags.get("preset", "world"))
-        cost = p["steps"] * p["batch_tokens"] * TOKEN * (LARGE if "preset" in flags else 1.0)
-        out = ckpt_name(p["steps"])
-        return self.add(Task(f"pretrain-{name}", "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record))
+    def run_of(self, method: str, start: Checkpoint) -> Task:
+        """The main run of its seed that is in the plan already."""
+        return self.known[self.name(method, start, start.task.record["seed"])]
+
+    def pretrain(self, seed: int) -> Task:
+        flags = {**self.p["pretrain"], "save_at": self.p["save_at"], "seed": seed}
+        record = dict(seed=seed, preset=flags.get("preset", "world"))
+        cost = flags["steps"] * flags["batch_tokens"] / 1280 * SECONDS["train_pretrain.py"]
+        name, out = f"pretrain-s{seed}", ckpt_name(flags["steps"])
+        return self.add(Task(name, "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record))
+
+    def updates(self, passes: float, pool: int | None = None) -> int:
+        """Of SFT, so many passes over a pool of questions."""
+        return max(1, math.ceil(passes * (pool or self.p["pool"]) / self.p["sft"].get("batch_size", DEFAULT_BATCH)))
+
+    def flags_of(self, method: str, start: Checkpoint, change: dict) -> dict:
+        """The preset's for this method and checkpoint, with these changes. SFT is kept after each of the preset's
+        numbers of passes, RL along the way."""
+        flags = {**self.p[method], **(self.p.get("at_early", {}).get(method, {}) if start.step == self.early else {})}
+        flags |= {"n_questions": self.p["pool"]} if "pool" in self.p else {}
+        flags |= change | ({"gold": True} if method == "gold" else {})
+        if "steps" not in flags:
+            flags["save_at"] = [self.updates(n, flags["n_questions"]) for n in flags.pop("passes", self.p["passes"])]
+            flags["steps"] = flags["save_at"][-1]
+        return flags
 
     def train(
         self,
         method: str,
         start: Checkpoint,
-        seed: int,
+        seed: int | None = None,
         *,
-        after: Task | None = None,
+        after: tuple[Task, int] | None = None,
         variant: str = "",
         group: str = "main",
-        tasks: list[str] | None = None,
         inputs: dict | None = None,
         **change,
     ) -> Task:
-        """One post-training run from `start` (or from the end of `after`, a run that began there), and its evaluation
-        of these `tasks` on the test questions. `change`: flags that differ from the preset's."""
-        base, script = start.task, SCRIPTS[method]
-        flags = {**self.p[method], **change, "seed": seed} | ({"gold": True} if method == "gold" else {})
-        followed = group == "main" and start in self.primary and seed == self.seed
-        if not followed:
-            flags.pop("save_every", 0)
-        record = dict(base=base.record["base"], seed=seed, tokens=start.tokens, group=group, variant=variant)
+        """One post-training run from `start` (or from `after`, a step of a run that began there); its seed is that of
+        the pre-training unless said. `change`: flags that differ from the preset's."""
+        seed, script = start.task.record["seed"] if seed is None else seed, SCRIPTS[method]
+        flags = {**self.flags_of(method, start, change), "seed": seed}
+        if group == "main" and seed == self.seed and start.step in self.primary and script != "train_sft.py":
+            points = self.p.get("follow", 0)  # validation is asked along the first seed's runs
+            flags |= {"save_at": [flags["steps"] * (i + 1) // points for i in range(points)]} if points else {}
+        record = dict(seed=seed, tokens=start.tokens, group=group, variant=variant)
+        record |= dict(pretraining=start.task.record["seed"])
         size = flags.get("prompts_per_step", 48) * flags.get("group_size", 16) / 768 if script == "train_rl.py" else 1
-        cost = flags["steps"] * SECONDS[script] * size * (LARGE if "preset" in base.flags else 1)
-        inputs = {"init": (after, after.out) if after else start.file, **(inputs or {})}
+        cost = flags["steps"] * SECONDS[script] * size
+        inputs = {"init": (after[0], ckpt_name(after[1])) if after else start.file, **(inputs or {})}
         name, out = self.name(method, start, seed, variant), ckpt_name(flags["steps"])
-        task = self.add(Task(name, "train", method, script, flags, out, cost, inputs, record))
-        reference = None if "corpus" in self.p else start  # with a real vocabulary, minutes
-        self.evaluate(task, flags["steps"], method, tasks=tasks, group=group, reference=reference)
-        return task
+        return self.add(Task(name, "train", method, script, flags, out, cost, inputs, record))
+
+    def score(self, task: Task, start: Checkpoint | None = None, **asked) -> Task:
+        """Of a run's last step, on the test questions: with general skill, if it is a main run, and how far it moved
+        from `start`."""
+        main = task.record["group"] == "main" and "group" not in asked
+        tasks = [self.task, *self.beyond(task.record), *self.benchmarks] if main else [self.task]
+        asked |= {"start": start} if main and start and "corpus" not in self.p else {}  # a real vocabulary: minutes
+        return self.evaluate(task, task.flags["steps"], task.method, tasks=tasks, **asked)
+
+    def beyond(self, record: dict) -> list[str]:
+        """The longer questions are asked at the late checkpoint alone."""
+        late = record["tokens"] == self.late * self.p["pretrain"]["batch_tokens"]
+        return [self.p["beyond"]] if late and "beyond" in self.p else []
 
     def ask_base(self, start: Checkpoint, n_shot: int, **asked) -> Task:
         """Benchmarks have no shots: they are scored once, with the first number of shots on the test questions."""
-        benchmarks = self.benchmarks * (n_shot == self.p["shots"][0] and not asked)
-        return self.evaluate(*start, "base", n_shot=n_shot, tasks=[self.task, *benchmarks], **asked)
+        longer = self.beyond(dict(tokens=start.tokens)) if not asked else []
+        tasks = [self.task, *longer, *self.benchmarks * (n_shot == self.p["shots"][0] and not asked)]
+        return self.evaluate(*start, "base", n_shot=n_shot, tasks=tasks, **asked)
 
     def evaluate(
         self,
@@ -171,32 +198,34 @@ class Plan:
         n_shot: int = 0,
         on: str = "test",
         tasks: list[str] | None = None,
-        group: str = "main",
-        reference: Checkpoint | None = None,
+        group: str | None = None,
         variant: str | None = None,
         train_step: int | None = None,
         step_of: Task | None = None,
+        start: Checkpoint | None = None,
         **change,
     ) -> Task:
         """`of` at `step` of its own; `train_step`: the step of `method` (of `step_of`, whose start may be `of`)."""
         r = (step_of or of).record
-        tokens = r.get("tokens") or Checkpoint(of, step).tokens
         flags = {**self.p.get(on, {}), "split": on, "seed": r["seed"], **change}
         flags |= {"n_shot": n_shot} if n_shot else {}
-        benchmarks = self.benchmarks if on == "test" and group in WITH_BENCHMARKS else []
-        flags["tasks"] = tasks or [self.task, *benchmarks]
-        record = dict(base=r["base"], seed=r["seed"], tokens=tokens, n_shot=n_shot, split=on, group=group)
-        record["variant"] = r.get("variant", "") if variant is None else variant
-        record |= dict(train_step=train_step, temperature=change.get("temperature", 0.6))
-        slow = COMPLETION[n_shot > 0] * (LARGE if r["base"] == "large" else 1)
-        cost = 5 + 8 * (len(flags["tasks"]) > 1) + flags["limit"] * flags["n_samples"] * slow
-        inputs = {"ckpt": (of, ckpt_name(step))} | ({"reference": reference.file} if reference else {})
+        flags["tasks"] = tasks or [self.task]
+        record = dict(seed=r["seed"], tokens=r.get("tokens") or Checkpoint(of, step).tokens, n_shot=n_shot, split=on)
+        record |= dict(pretraining=r.get("pretraining", r["seed"]), group=group or r.get("group", "main"))
+        record |= dict(variant=r.get("variant", "") if variant is None else variant, train_step=train_step)
+        record |= dict(temperature=change.get("temperature", 0.6))
+        asked = sum(task not in self.benchmarks for task in flags["tasks"])
+        cost = (
+            5 + 5 * (len(flags["tasks"]) > asked) + asked * flags["limit"] * flags["n_samples"] * COMPLETION[n_shot > 0]
+        )
         name = evaluation_name(method, record, told_temperature="temperature" in change)
+        inputs = {"ckpt": (of, ckpt_name(step))} | ({"reference": start.file} if start else {})
         return self.add(Task(name, "eval", method, "evaluate.py", flags, ".json", cost, inputs, record))
 
 
 def evaluation_name(method: str, record: dict, told_temperature: bool) -> str:
-    parts = [method, record["base"], amount(record["tokens"]), f"s{record['seed']}", record["variant"]]
+    other = f"p{record['pretraining']}" if record["pretraining"] != record["seed"] else ""
+    parts = [method, amount(record["tokens"]), f"s{record['seed']}", other, record["variant"]]
     parts += [record["split"], f"{record['n_shot']}shot", record["group"]]
     parts += [f"T{record['temperature']}"] if told_temperature else []
     parts += [f"step{record['train_step']}"] if record["train_step"] is not None else []

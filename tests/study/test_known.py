@@ -62,7 +62,7 @@ def test_runs_of_other_code_are_refused_unless_accepted(there, tmp_path):
     """With what hangs on them, though today's code scored it; they stay what they are in later calls."""
     write_run(there, there.tasks[0], checkpoints=False, source="0ther")
     here = planned("smoke", tmp_path / "here")
-    with pytest.raises(UserError, match="6 of its runs were made by other code than today.s .pretrain-base by 0ther"):
+    with pytest.raises(UserError, match="6 of its runs were made by other code than today.s .pretrain-s1 by 0ther"):
         take_over(here, there.dir)
     assert not any(map(here.finished, here.tasks)) and not here.dir.exists()
     assert take_over(here, there.dir, accept_other_source=True) == 6

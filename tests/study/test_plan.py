@@ -5,71 +5,128 @@ from itertools import product
 
 import pytest
 
-from study.plan import make_plan
-from study.tasks import words
+from study.clock import there, told, wall_seconds
+from study.plan import METHODS, make_plan
+from study.tasks import Task, words
+
+PRESETS = ["smoke", "laptop", "lab", "tuning", "real-small"]
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "lab", "real-small"])
+def minutes(preset: str, jobs: int = 2) -> list[int]:
+    """Of both machines."""
+    return [int(word) for word in told(make_plan(preset, 1).tasks, jobs).split() if word.isdigit()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_run_has_a_name_and_comes_after_what_it_needs(preset):
     tasks = make_plan(preset, 1).tasks
     assert len({t.name for t in tasks}) == len(tasks)
     places = {id(t): i for i, t in enumerate(tasks)}
     assert all(places[id(parent)] < places[id(t)] for t in tasks for parent, _ in t.inputs.values())
+    for t in tasks:  # a file that is written: the last, or one that --save-at names
+        for parent, file in t.inputs.values():
+            if parent.kind != "eval" and file != parent.out:
+                assert int(file[5:11]) in parent.flags["save_at"], (t.name, file)
 
 
 def test_the_number_of_runs_stays():
     """Results are committed under these names."""
-    assert [len(make_plan(preset, 1).tasks) for preset in ("smoke", "laptop", "lab")] == [28, 76, 340]
+    assert [len(make_plan(preset, 1).tasks) for preset in PRESETS] == [18, 35, 291, 83, 11]
+
+
+def test_the_time_allowed():
+    """Two cores: laptop 30 minutes, lab 240, with bfloat16 and without."""
+    assert max(minutes("laptop")) <= 30 and max(minutes("lab")) <= 180 and max(minutes("tuning")) <= 70
 
 
 def test_the_primary_comparisons_come_first():
-    """Cut off anywhere, the lab holds whole methods seed by seed: three seeds of C1, C2, C5, C6, C7 at early and late,
-    then K1, Gold, more seeds, the small pool of C3, C4, C9, C8, K3, the rest of C3, K2, K4, C10, C5."""
+    """Cut off anywhere, the lab holds whole pre-trainings; then what decides, the other checkpoints, the checks."""
     plan = make_plan("lab", 1)
     blocks = list(dict.fromkeys(t.block for t in plan.tasks))
-    keys = ["pre-training", "base, few-shot", "base, shots", *(f"C1 C2 C5 C6 C7: seed {s}" for s in range(1, 4))]
-    keys += ["K1", "SFT-Gold", *(f"C1 C2 C5 C6 C7: seed {s}" for s in (4, 5)), "C3: 250", "C4: base", "C9"]
-    keys += ["C8", "K3", "C3: 1000", "K2", "K4", "C10", "C5: T 1", "every method at another"]
+    keys = ["pre-training", *(f"C1 C2 C3 C5 C6 C7: seed {s}, {at}" for s in (1, 2, 3) for at in ("late", "early"))]
+    keys += ["the way of RL", "what decides", "C1 C10: seed 1", "sensitivity: seed 1", "C8", "C9", "base at other"]
     places = [next(i for i, b in enumerate(blocks) if b.startswith(key)) for key in keys]
     assert places == sorted(places)
-    first = [t for t in plan.tasks if t.block in blocks[: places[5] + 1] and t.kind == "eval"]
-    for seed, start, method in product((1, 2, 3), plan.primary, ("rl", "sft", "sft_rl", "parallel")):
-        want = dict(seed=seed, tokens=start.tokens, split="test", group="main", variant="")
-        assert any(t.method == method and want.items() <= t.record.items() for t in first), (method, want)
+    assert [t.name for t in plan.tasks[:2]] == ["pretrain-s1", "pretrain-s2"]  # side by side
 
 
-def test_the_lab_asks_for_what_the_claims_need():
-    """One run of each kind that docs/analysis_plan.md names, three seeds of the controls."""
+def test_a_seed_is_the_whole_way():
+    """Every method from both checkpoints of each of three pre-trainings, with that pre-training's seed."""
     plan = make_plan("lab", 1)
-    tasks, p = plan.tasks, plan.p
-    count = Counter((t.record.get("group"), t.method, t.record.get("variant")) for t in tasks if t.kind == "train")
-    for variant, seeds in dict(sync_end=3, plain_sum=1, one_loss=1, alternate=3).items():
-        assert count["k3", "parallel", variant] == seeds
-    for method, variant in (("rl", "half_rate"), ("sft", "half_rate"), ("sft", "parallels_rate")):
-        assert count["k3", method, variant] == 3
-    same = all(p["rl"][k] == p["sft_rl"][k] for k in ("lr", "steps"))  # then the main SFT→RL has RL's own settings
-    assert count["k2", "sft_rl", "own"] == 3 * (not same)
-    assert count["k2", "rl", "total_updates"] == 1
-    assert (count["k4", "sft", "token_sum"], count["k4", "rl", "4_updates"]) == (1, 1)
-    assert sum(n for (group, *_), n in count.items() if group == "k1") == 9  # 5, 2 and 2
-    assert count["c3", "rl", "pool250"] == count["c3", "gold", "pool250many"] == count["c3", "sft", "pool250few"] == 3
-    assert count["c4", "rl", "hard"] == 5 and count["c8", "rl", ""] == 3
-    for kind, hard, easy in (("many", 3, 1), ("few", 3, 1), ("long", 1, 0)):
-        assert (count["c9", "rl", f"hard_{kind}"], count["c9", "rl", f"easy_{kind}"]) == (hard, easy)
-    for method, seeds in dict(rl=9, sft=9, sft_rl=9, parallel=9, gold=4).items():  # of the primary comparisons
-        main = [t for t in tasks if t.kind == "train" and t.method == method and t.record["group"] == "main"]
-        assert sum(t.record["tokens"] in (2048000, 8192000) and t.record["base"] == "base" for t in main) == seeds
-    asked = [t for t in tasks if t.record.get("group") == "wide"]
-    assert len(asked) == 10 and all(t.flags["k"][-1] == 256 for t in asked)
-    sync = [t for t in tasks if t.kind == "train" and t.record["variant"] == "sync_end"]
-    assert all(t.flags["steps"] % t.flags["sync_every"] == 0 for t in sync)
+    main = [t for t in plan.tasks if t.kind == "eval" and t.record["group"] == "main" and t.record["split"] == "test"]
+    for seed, tokens, method in product((1, 2, 3), (4096000, 8192000), [*METHODS, "base"]):
+        want = dict(seed=seed, pretraining=seed, tokens=tokens, variant="")
+        assert any(t.method == method and want.items() <= t.record.items() for t in main), want
+    trained = [t for t in plan.tasks if t.kind == "train" and t.record["group"] != "c8"]
+    assert all(t.flags["seed"] == t.record["pretraining"] for t in trained)
+    others = [t for t in plan.tasks if t.kind == "train" and t.record["group"] == "c8"]
+    assert [(t.flags["seed"], t.record["pretraining"]) for t in others] == [(2, 1), (3, 1)]
+
+
+def test_one_pool_and_the_papers_passes():
+    """250 questions for every method: SFT of 60 passes, SFT→RL from 13 of them, Gold of as many updates; at the early
+    checkpoint three times the batches."""
+    plan = make_plan("lab", 1)
+    main = [t for t in plan.tasks if t.kind == "train" and t.record["group"] == "main"]
+    assert {t.flags["n_questions"] for t in main} == {250}
+    assert {tuple(t.flags["save_at"]) for t in main if t.method in ("sft", "gold")} == {(16, 51, 235)}
+    assert {t.inputs["init"][1] for t in main if t.method == "sft_rl"} == {"ckpt_000051.pt"}
+    for t in main:
+        if t.method in ("rl", "sft_rl", "parallel"):
+            assert t.flags["steps"] == (144 if t.record["tokens"] == 4096000 else 48), t.name
+    starts = [t for t in plan.tasks if t.record.get("variant") == "start" and t.record["group"] == "main"]
+    assert len(starts) == 3 * 2 + 2 and all(t.inputs["ckpt"][1] == "ckpt_000051.pt" for t in starts)
+
+
+def test_the_axis_has_every_cell_once():
+    """Pool × passes; those of the main runs are not run again."""
+    plan = make_plan("lab", 1)
+    cells = Counter(
+        (t.method, t.record["variant"]) for t in plan.tasks if t.kind == "eval" and t.record["group"] == "axis"
+    )
+    assert set(cells.values()) == {1}
+    for method in ("rl", "parallel"):
+        assert {v for m, v in cells if m == method} == {"64", "1000", "4000"}
+    for method in ("sft", "gold"):
+        want = {f"{n}x{p}" for n in (64, 1000) for p in (4, 13, 60)} | {"250x4", "250x13", "4000x4"}
+        assert {v for m, v in cells if m == method} == want - ({"1000x60"} if method == "gold" else set())
+    assert {v for m, v in cells if m == "sft_rl"} == {
+        *(f"64x{p}" for p in (4, 13, 60)), "250x4", "250x60", "1000x4", "1000x13", "4000x4",
+    }  # fmt: skip
+    steps = {t.record["variant"]: t.inputs["ckpt"][1] for t in plan.tasks if t.name.startswith("sft-8.2M-s1-1000x")}
+    assert steps == {"1000x4": "ckpt_000063.pt", "1000x13": "ckpt_000204.pt", "1000x60": "ckpt_000938.pt"}
+
+
+def test_longer_questions_are_asked_late_alone():
+    tasks = make_plan("lab", 1).tasks
+    longer = [t for t in tasks if "long" in t.flags.get("tasks", [])]
+    assert {t.record["tokens"] for t in longer} == {8192000} and {t.record["group"] for t in longer} == {"main"}
+    assert {t.method for t in longer} == {"base", *METHODS}
+
+
+def test_checks_of_the_main_cells():
+    tasks = make_plan("lab", 1).tasks
+    half = [t for t in tasks if t.kind == "train" and t.record["group"] == "half"]
+    whole = {(t.record["tokens"], t.record["seed"]): t.flags["lr"] for t in tasks
+             if t.kind == "train" and t.method == "rl" and t.record["group"] == "main"}  # fmt: skip
+    assert len(half) == 3 + 1 and all(t.flags["lr"] * 2 == whole[t.record["tokens"], t.record["seed"]] for t in half)
+    hot = [t for t in tasks if t.record.get("group") == "hot"]
+    assert len(hot) == 3 * 2 * (2 + len(METHODS) + 1) and all(t.flags["temperature"] == 1.0 for t in hot)
+
+
+def test_tuning_tries_as_many_rates_for_each_method_on_validation():
+    tasks = make_plan("tuning", 0).tasks
+    count = Counter((t.method, t.record["tokens"]) for t in tasks if t.kind == "train")
+    assert set(count.values()) == {4} and len(count) == 10
+    assert all(t.flags["split"] == "val" and len(t.flags["tasks"]) == 7 for t in tasks if t.kind == "eval")
+    assert {t.flags["seed"] for t in tasks} == {0}
 
 
 def test_what_needs_what():
     tasks = {t.name: t for t in make_plan("smoke", 1).tasks}
-    rl, sft = tasks["sft_rl-base-154k-s1"], tasks["sft-base-154k-s1"]
-    assert rl.needs(sft) and rl.needs(tasks["pretrain-base"]) and not sft.needs(rl)
-    assert not rl.needs(tasks["rl-base-154k-s1"])
+    rl, sft = tasks["sft_rl-154k-s1"], tasks["sft-154k-s1"]
+    assert rl.needs(sft) and rl.needs(tasks["pretrain-s1"]) and not sft.needs(rl)
+    assert not rl.needs(tasks["rl-154k-s1"])
 
 
 def test_words():
@@ -78,9 +135,28 @@ def test_words():
 
 def test_real_data_takes_every_path_once():
     tasks = make_plan("real-small", 1).tasks
-    assert [t.method for t in tasks if t.kind == "train"] == ["rl", "sft", "sft_rl", "parallel"]
+    assert [t.method for t in tasks if t.kind == "train"] == ["sft", "rl", "sft_rl", "parallel"]
     for task in tasks[1:]:
         asked = task.flags["tasks"] if task.kind == "eval" else [task.flags["task"]]
         assert asked[0] == "gsm8k" and len(asked) in (1, 7) and "reference" not in task.inputs
     assert sum(len(t.flags["tasks"]) == 7 for t in tasks if t.kind == "eval") == 5  # but the base 0-shot
     assert tasks[0].cost == 450  # the preset's own, not the world's
+
+
+# ---------------------------------------------------------------- the clock
+def task(name: str, cost: float, **inputs) -> Task:
+    kind = "pretrain" if name.startswith("pretrain") else "train"
+    return Task(name, kind, "", "x.py", {"steps": 100}, "ckpt_000100.pt", cost, inputs)
+
+
+def test_the_clock_by_hand():
+    """100 s of pre-training; from its half 30 s, from its end 20 s: 120 on two cores, 150 on one. A second pre-training
+    that stands last waits for nothing on the idle core only when nothing else runs."""
+    base = task("pretrain-1", 100)
+    half, whole = (task(n, c, init=(base, f)) for n, c, f in (("a", 30, "ckpt_000050.pt"), ("b", 20, "ckpt_000100.pt")))
+    tasks = [base, half, whole]
+    assert wall_seconds(tasks, 2, lambda t: t.cost) == 120 and wall_seconds(tasks, 1, lambda t: t.cost) == 150
+    assert there(base, "ckpt_000050.pt", {base: 10.0}, lambda t: t.cost) == 60
+    other = task("pretrain-2", 100)
+    assert wall_seconds([base, other, half, whole], 2, lambda t: t.cost) == 130
+    assert wall_seconds([base, half, whole, other], 2, lambda t: t.cost) == 200

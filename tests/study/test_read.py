@@ -14,12 +14,13 @@ from known_effects import undrawn
 
 import model
 from evaluate import mean_stderr
-from study import claims_methods, report, runner, tasks
-from study.claims import CLAIMS
+from study import agreement, axis, beyond, report, runner, tasks
+from study.claims import CLAIMS, judged
 from study.folder import Folder
 from study.manifest import header_of, write_manifest
 from study.plan import make_plan
 from study.read import Lab
+from study.tasks import amount
 
 SHAPE = dict(n_layer=1, n_head=2, n_hidden=32, init_std=0.1)
 SMALL = dict(max_new_tokens=6)
@@ -32,44 +33,31 @@ MINI = tasks.PRESETS["lab"] | dict(
     save_at=[1, 2, 3, 4],
     early=2,
     late=4,
-    others=[3, 1],
+    others=[3],
     seeds=2,
-    other_seeds=1,
-    gold_seeds=1,
-    control_seeds=1,
-    rl=dict(steps=2, lr=1e-3, save_every=1, **RL),
-    sft=dict(steps=4, lr=1e-3, batch_size=4, save_every=2),
-    gold=dict(steps=4, lr=1e-3, batch_size=4),
-    sft_rl=dict(steps=2, lr=2e-3, save_every=1, **RL),
-    gold_rl=dict(steps=2, lr=2e-3, **RL),
-    parallel=dict(steps=4, lr=1e-3, sft_lr=1e-3, batch_size=4, **RL),
+    pool=6,
+    passes=[1, 2, 4],
+    start_passes=2,
+    follow=2,
+    rl=dict(steps=2, lr=1e-3, **RL),
+    sft=dict(lr=1e-3, batch_size=4),
+    gold=dict(lr=1e-3, batch_size=4),
+    sft_rl=dict(steps=2, lr=2e-3, **RL),
+    parallel=dict(steps=2, lr=1e-3, sft_lr=1e-3, batch_size=4, **RL),
+    at_early=dict(rl=dict(steps=4)),
     test=ASK,
     val=ASK,
-    pools={4: 2, 8: 1},
-    few_epochs=1,
-    many_epochs=2,
-    c4=dict(
-        models={
-            "heavy": dict(mix="math-heavy"),
-            "large": dict(preset="mini-4x"),
-            "base2": dict(seed=1),
-            "heavy2": dict(mix="math-heavy", seed=1),
-        },
-        lr=dict.fromkeys(["base", "heavy", "large", "base2", "heavy2"], 1e-3),
-        seeds=1,
-    ),
-    wide=dict(limit=2, n_samples=256, k=[1, 8, 32, 256], **SMALL),
-    c8_seeds=3,
-    c10_models=["heavy", "base2"],
+    beyond="hard",
+    axis=dict(pools={4: [1, 2, 4], 6: [1, 2, 4], 8: [1]}, gold={}, rl_after={4: [1], 6: [1], 8: []}, limit=2),
+    hot=dict(temperature=1.0, top_p=1.0),
+    c8_seeds=2,
     c9=dict(
         sort=dict(limit=8, n_samples=4, k=[1], temperature=1.0, top_p=1.0, **SMALL),
         prompts_per_step=2,
         few=2,
         many=4,
         steps=2,
-        points=2,
     ),
-    k1=dict(first={1: [1, 2], 2: [1, 2]}),
 )
 
 
@@ -106,9 +94,7 @@ def lab(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.PRESETS, "mini", MINI)
-        patch.setattr(claims_methods, "POOLS", tuple(MINI["pools"]))
         patch.setitem(model.PRESETS, "mini", model.GPTConfig(n_embd=16, **SHAPE))
-        patch.setitem(model.PRESETS, "mini-4x", model.GPTConfig(n_embd=32, **SHAPE))
         patch.setattr(tasks, "BENCHMARKS", ["lastword", "facts"])
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(runner.time, "sleep", lambda seconds: None)
@@ -130,35 +116,26 @@ def lab(world, tmp_path_factory):
 
 
 def test_every_run_is_done_and_told(lab):
-    """All groups of the plan; claims and controls have what they need: one row is left to say "not run"."""
+    """All groups of the plan; the claims have what they need."""
     groups = {r.get("group") for r in lab.manifest["runs"] if r["finished"]}
-    assert groups == {
-        None,
-        "main",
-        "shots",
-        "calibration",
-        "dynamics",
-        "wide",
-        *(f"c{i}" for i in (3, 4, 8, 9)),
-        "k1",
-        "k2",
-        "k3",
-        "k4",
-    }
-    claims = [claim(lab) for claim in CLAIMS]
-    missing = [c.name for claim in claims for c in claim.comparisons if c.primary and not c.difference]
-    assert missing == ["8 questions, pass@32: Gold − RL"]  # cut for time
-    assert "not run" not in {claim.verdict for claim in claims}
+    assert groups == {None, "main", "shots", "dynamics", "axis", "hot", "half", "c8", "c9"}
+    assert all(r["finished"] for r in lab.manifest["runs"]) and not lab.unreadable
     text = (lab.folder / "report.md").read_text()
-    assert "Not run" not in text and "Mixed sources" not in text and text.count("](figures/") == 17
-    assert (lab.folder / "report.html").read_text().count("data:image/png") > 25 and not lab.unreadable
+    assert "Not run." not in text and "not run" not in "".join(c.verdict for c in judged(lab))
 
 
-def test_what_the_runs_hold_reaches_the_claims(lab):
-    """The counts that sort C9's questions, the points of C10, the losses of pre-training, the shuffled 256."""
+def test_what_the_runs_hold_reaches_the_report(lab):
+    """The counts that sort C9's questions, the points of C10, the losses of pre-training, cells of the axis, costs."""
     by_key = {claim.key: claim for claim in (claim(lab) for claim in CLAIMS)}
-    assert any("8 training questions" in n and "4 in a quarter or more (easy), 4 in" in n for n in by_key["C9"].limits)
+    assert any("on the 4 of 8 training questions" in line for line in by_key["C9"].limits)
     points = by_key["C10"].points
-    assert len(points) == 4 + 2 and all(p["loss"] for p in points)
-    wide = lab.find(group="wide", temperature=1.0, n_shot=...)
-    assert {r["n_shot"] for r in wide} == {0, 8} and "pass@256" in wide[0]["result"]["questions"]["gsm"]["flexible"]
+    assert len(points) == 2 * 3 and all(p["loss"] for p in points)
+    cells = axis.read(lab).cells
+    assert {(m, n, p) for m, n, p in cells if m == "sft"} == {("sft", n, p) for n in (4, 6) for p in (1, 2, 4)} | {
+        ("sft", 8, 1)
+    }
+    assert ("rl", 6, 0) in cells and ("sft_rl", 6, 2) in cells
+    rows = {(r[0], r[1]): r for r in agreement.compute(lab)[2]}
+    late = amount(lab.late)
+    assert rows[late, "RL"][2] == "32" and rows[late, "SFT"][2] == "0" and rows[late, "SFT"][4] == "24"
+    assert lab.events.keys() >= {"gsm/0", "hard/0"} and beyond.tasks(lab) == ["gsm", "hard"]

@@ -54,14 +54,14 @@ def test_a_pretraining_waits_for_its_place(tmp_path, monkeypatch):
 
 
 def test_a_failure_stops_what_hangs_on_it_alone(tmp_path, monkeypatch, capsys):
-    study, failed = made(tmp_path / "a", monkeypatch, "lab", bad="pretrain-heavy")
-    begun = {t.record["base"] for t in study.begun if t.kind != "pretrain"}
-    assert failed == ["pretrain-heavy", "pretrain-heavy2"]
-    assert {t.record["base"] for t in study.folder.tasks} - begun == {"heavy", "heavy2"}
+    study, failed = made(tmp_path / "a", monkeypatch, "lab", bad="pretrain-s2")
+    assert failed == ["pretrain-s2"]
+    begun = {t.record.get("pretraining") for t in study.begun}
+    assert begun == {None, 1, 3}
     study, failed = made(tmp_path / "b", monkeypatch, "smoke", bad="sft-")
     assert failed[0].startswith("sft-") and not any(t.name.startswith("sft_rl") for t in study.begun)
     assert any(t.name.startswith("parallel") for t in study.begun)
-    assert "FAILED sft-base-154k-s1 (exit code 1)" in capsys.readouterr().out
+    assert "FAILED sft-154k-s1 (exit code 1)" in capsys.readouterr().out
 
 
 def test_what_a_run_left_must_be_whole(tmp_path, monkeypatch):
@@ -81,16 +81,16 @@ def test_what_a_run_left_must_be_whole(tmp_path, monkeypatch):
 def test_one_line_a_run_with_its_result_and_the_time_left(tmp_path, monkeypatch, capsys):
     made(tmp_path, monkeypatch, "smoke")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 28 and all(line.startswith("done  ") for line in lines)
+    assert len(lines) == 18 and all(line.startswith("done  ") for line in lines)
     assert all(" left, about " in line and len(line) < 160 for line in lines)
-    scores = next(line for line in lines if "rl-base-154k-s1-test" in line)
+    scores = next(line for line in lines if "rl-154k-s1-test" in line)
     assert "gsm pass@1 4.7 pass@32 50.0, general 75.0" in scores
-    assert "loss 1.000" in next(line for line in lines if "sft-base-154k-s1 " in line)
+    assert "loss 1.000" in next(line for line in lines if "sft-154k-s1 " in line)
 
 
 def test_checkpoints_that_were_for_a_crash_go(tmp_path, monkeypatch):
     """Stages save six times unless told; of a run that was not told only the last file stays, from which others start.
-    What the plan asked for stays."""
+    What the plan asked for stays; smoke's plan asks of every run."""
 
     class Saving(Made):
         def start(self, task, slot):
@@ -101,7 +101,8 @@ def test_checkpoints_that_were_for_a_crash_go(tmp_path, monkeypatch):
 
     study, _ = made(tmp_path, monkeypatch, "smoke", kind=Saving)
     kept = {t.method: [p.name for p in study.folder.checkpoints(t)] for t in study.folder.tasks if t.kind == "train"}
-    assert kept["gold"] == ["ckpt_000006.pt"] and kept["rl"] == ["ckpt_000001.pt", "ckpt_000002.pt", "ckpt_000004.pt"]
+    assert kept["parallel"] == ["ckpt_000001.pt", "ckpt_000002.pt", "ckpt_000004.pt"]
+    assert kept["sft"] == ["ckpt_000001.pt", "ckpt_000004.pt", "ckpt_000008.pt"]
 
 
 def test_minutes_end_a_study(tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_code_edited_while_a_study_runs_is_told(tmp_path, monkeypatch, capsys):
 def test_commands_are_for_a_shell(tmp_path):
     """Paths with spaces stay whole, in the log as in the call; what lies elsewhere is named in full."""
     study = Runner(planned("smoke", tmp_path / "my runs"), tmp_path / "my world")
-    task = find(study.folder, "rl-base")
+    task = find(study.folder, "rl-")
     command = study.command(task)
     assert str(tmp_path / "my world") in command and f"{tmp_path}/my runs/runs/{task.name}" in " ".join(command)
     assert command[:2] == ["python", "train_rl.py"] and command[command.index("--device") + 1] == "cpu"
@@ -136,7 +137,7 @@ def test_commands_are_for_a_shell(tmp_path):
 
 def test_gpus_are_given_in_turn(tmp_path):
     study = Runner(planned("smoke", tmp_path, device="cuda"), tmp_path, 2, devices=("cuda:0", "cuda:1"))
-    task = find(study.folder, "rl-base")
+    task = find(study.folder, "rl-")
     given = [study.command(task, slot)[study.command(task).index("--device") + 1] for slot in (0, 1)]
     assert given == ["cuda:0", "cuda:1"]
 

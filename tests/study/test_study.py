@@ -59,7 +59,7 @@ def test_the_first_line_comes_at_once():
     assert subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True).stdout == b"False False\n"
     began = time.time()
     shown = subprocess.Popen([sys.executable, "-m", "study", "--plan"], cwd=HERE, stdout=subprocess.PIPE, text=True)
-    assert shown.stdout.readline().startswith("study laptop, first seed 1: 76 runs in runs/laptop, about ")
+    assert shown.stdout.readline().startswith("study laptop, first seed 1: 35 runs in runs/laptop, ")
     assert time.time() - began < 1.5
     shown.communicate()
 
@@ -158,7 +158,7 @@ def test_the_plan_is_printed_in_order(monkeypatch, capsys):
     shown = capsys.readouterr().out
     names = [t.name for t in planned("lab").tasks]
     assert [line.split()[2] for line in shown.splitlines() if " s  " in line] == names
-    assert f"{len(names)} runs; done after about" in shown and "min |  16 runs | C1 C2 C5 C6 C7: seed 3" in shown
+    assert f"{len(names)} runs; done after about" in shown and "runs | C1 C2 C3 C5 C6 C7: seed 3, early" in shown
 
 
 def test_what_is_finished_costs_nothing_in_the_plan(monkeypatch, capsys, world_there):

@@ -1,0 +1,134 @@
+"""What decides: how many questions have a worked solution, and how often it is read. One pre-training, its late
+checkpoint; every cell is a run of its own, those of the study's own pool are its main runs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from study.read import NAMES, Lab, of_rows, per_question
+from study.stats import Difference
+from study.tasks import amount as at
+
+METHODS = ("rl", "sft", "gold", "sft_rl", "parallel")
+PAPER_SHARE, PAPER_PASSES = 0.003, {"sft": 61, "sft_rl": 13}  # demonstrations of the math tokens; passes over them
+
+
+@dataclass
+class Axis:
+    """cells: (method, pool, passes) -> evaluation; passes is 0 for RL and averaging, which have none."""
+
+    cells: dict[tuple[str, int, int], dict]
+    pools: list[int]
+    passes: list[int]
+    questions: int  # asked in every cell
+
+    def score(self, method: str, pool: int, passes: int, k: int) -> np.ndarray | None:
+        """Of each question."""
+        found = self.cells.get((method, pool, passes))
+        return None if found is None else per_question(found, k)[: self.questions]
+
+    def difference(self, a: tuple, b: tuple, k: int) -> Difference | None:
+        a, b = self.score(*a, k), self.score(*b, k)
+        return None if a is None or b is None else of_rows([a - b])
+
+
+def read(lab: Lab) -> Axis:
+    cells, found = {}, [r for r in lab.evals if r["group"] == "axis" and r["result"]]
+    for r in found:
+        pool, _, passes = r["variant"].partition("x")
+        cells[r["method"], int(pool), int(passes or 0)] = r["result"]
+    size = min((r["result"]["questions"]["gsm"]["n_questions"] for r in found), default=0)
+    main, start = lab.manifest.get("pool", 0), lab.manifest.get("start_passes", 0)
+    end = max(lab.manifest.get("passes", [0]))
+    if found:
+        for method in METHODS:
+            passes = {"sft": end, "gold": end, "sft_rl": start}.get(method, 0)
+            if result := lab.by_seed(method, lab.late).get(lab.first):
+                cells[method, main, passes] = result
+        if result := lab.by_seed("sft", lab.late, variant="start").get(lab.first):
+            cells["sft", main, start] = result
+    pools, every = sorted({pool for _, pool, _ in cells}), sorted({n for *_, n in cells if n})
+    return Axis(cells, pools, every, size)
+
+
+def paper_pool(lab: Lab) -> float | None:
+    """How many questions would be the paper's share: distinct tokens of their solutions over the math tokens read."""
+    logs, size = lab.logs("sft", lab.late), lab.config("sft", lab.late).get("batch_size", 64)
+    tokens = [
+        r["perf/tok_per_sec"] * r["perf/step_ms"] / 1e3 for log in logs.values() for r in log if "perf/step_ms" in r
+    ]
+    mix = (lab.manifest.get("data") or {}).get("mixes", {}).get("base", {})
+    if not tokens or "math.bin" not in mix:
+        return None
+    return PAPER_SHARE * mix["math.bin"] * lab.late / (np.mean(tokens) / size)
+
+
+def table(lab: Lab) -> tuple:
+    """pass@1 / pass@32 of each cell."""
+    a, rows = read(lab), []
+    for n in a.pools:
+        for method in METHODS:
+            places = [0] if method in ("rl", "parallel") else a.passes
+            got = {p: [a.score(method, n, p, k) for k in (1, 32)] for p in places}
+            cells = {
+                p: " / ".join(f"{100 * s.mean():.1f}" for s in both) for p, both in got.items() if both[0] is not None
+            }
+            if cells:
+                shown = (
+                    [cells.get(p, "–") for p in a.passes]
+                    if 0 not in places
+                    else [cells[0], *[""] * (len(a.passes) - 1)]
+                )
+                rows.append([str(n), NAMES[method], *shown])
+    head = ["questions", "pass@1 / pass@32", *(f"{p} passes" for p in a.passes)]
+    return "table", head, rows
+
+
+def sentences(lab: Lab) -> list[str]:
+    """Where RL beats SFT, where SFT→RL beats RL, where averaging is best; intervals over questions alone."""
+    a = read(lab)
+    lines = []
+    for title, method, k in (
+        ("RL against SFT, pass@1", "sft", 1),
+        ("RL against SFT, pass@32", "sft", 32),
+        ("RL against SFT→RL, pass@1", "sft_rl", 1),
+        ("RL against SFT→RL, pass@32", "sft_rl", 32),
+    ):
+        places = [(n, p) for n in a.pools for p in a.passes]
+        found = {(n, p): a.difference(("rl", n, 0), (method, n, p), k) for n, p in places}
+        told = [f"{n} × {p}: {shown(d)}" for (n, p), d in found.items() if d]
+        lines += [f"{title} (questions × passes): {'; '.join(told)}."] if told else []
+    for k in (1, 32):
+        best = []
+        for n in a.pools:
+            scores = {
+                (m, p): s.mean() for (m, pool, p) in a.cells if pool == n and (s := a.score(m, n, p, k)) is not None
+            }
+            scores = {key: s for key, s in scores.items() if key[0] != "gold"}  # it reads every solution
+            if len(scores) > 1:
+                (m, p), top = max(scores.items(), key=lambda item: item[1])
+                passes = f" of {p} passes" if p else ""
+                best.append(f"{n} questions: {NAMES[m]}{passes} ({100 * top:.1f})")
+        lines += [f"Best pass@{k} but for SFT-Gold: {'; '.join(best)}."] if best else []
+    return lines or ["Not run."]
+
+
+def shown(d: Difference) -> str:
+    low, high = d.interval()
+    return f"{100 * d.estimate:+.1f} [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+
+
+def said(lab: Lab) -> str:
+    a, place = read(lab), paper_pool(lab)
+    text = (
+        f"Every method from the same checkpoint ({at(lab.late)} tokens, first pre-training), on pools of "
+        f"{', '.join(map(str, a.pools)) or 'no'} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
+        f"passes over theirs. {a.questions} test questions, one run a cell: intervals are over questions alone, and "
+        "nothing here is a verdict."
+    )
+    if place:
+        text += (
+            f" The paper's place: {100 * PAPER_SHARE:g} % of the math tokens are demonstrations, here {place:.0f} "
+            f"questions; {PAPER_PASSES['sft']} passes, {PAPER_PASSES['sft_rl']} before SFT→RL."
+        )
+    return text

@@ -1,0 +1,57 @@
+"""How RL changes what a model writes: the rollouts' numbers at each step, and how answers to validation questions are
+written, by the counts that evaluate.py keeps of a world's styles."""
+
+from study.read import NAMES, Lab
+from study.tasks import amount as at
+
+NO_WORK = "no work"
+KEYS = {"reward/mean": "reward", "policy/entropy": "entropy", "completion/len_mean": "length"}
+
+
+def along(lab: Lab, method: str, tokens: int, key: str) -> dict[int, list[tuple[int, float]]]:
+    """Seed -> (step, value) where it was logged."""
+    found = {s: [(r["step"], r[key]) for r in log if key in r] for s, log in lab.logs(method, tokens).items()}
+    return {s: log for s, log in found.items() if log}
+
+
+def shares(result: dict, task: str = "gsm") -> dict[str, float]:
+    """Of all answers: without work, and in each style; {} where they were not counted."""
+    q = result["questions"][task]["questions"]
+    total = sum(q["n"])
+    out = {NO_WORK: sum(q["bare"]) / total} if "bare" in q else {}
+    styles = [{name: n for name, n in row.items() if name != "none"} for row in q.get("styles", [])]
+    return out | {
+        name: sum(row.get(name, 0) for row in styles) / total for name in sorted({n for r in styles for n in r})
+    }
+
+
+def written(lab: Lab, method: str, tokens: int) -> dict[int, dict[str, float]]:
+    """Step -> shares, of the first seed's run on validation questions."""
+    rows = lab.find(method=method, tokens=tokens, group="dynamics", split="val", train_step=...)
+    found = {r["train_step"]: shares(r["result"]) for r in rows}
+    return {step: s for step, s in sorted(found.items()) if s}
+
+
+def table(lab: Lab) -> tuple:
+    """First and last tenth of each run, mean over seeds; the share without work at both ends of the first seed's."""
+    rows = []
+    for t in lab.primary:
+        for method in ("rl", "sft_rl", "parallel"):
+            cells = []
+            for key in KEYS:
+                logs = list(along(lab, method, t, key).values())
+                ends = [[mean(log[: max(1, len(log) // 10)]), mean(log[-max(1, len(log) // 10) :])] for log in logs]
+                first, last = (sum(e[i] for e in ends) / len(ends) for i in (0, 1)) if ends else (None, None)
+                cells.append(
+                    "–" if first is None else f"{first:.2f} → {last:.2f}" if first < 10 else f"{first:.0f} → {last:.0f}"
+                )
+            path = [s[NO_WORK] for s in written(lab, method, t).values() if NO_WORK in s]
+            cells.append(f"{100 * path[0]:.0f} → {100 * path[-1]:.0f} %" if path else "–")
+            if any(cell != "–" for cell in cells):
+                rows.append([at(t), NAMES[method], *cells])
+    head = ["from", "method", "training reward", "entropy, nats a token", "tokens a completion", "answers without work"]
+    return "table", head, rows
+
+
+def mean(log: list[tuple[int, float]]) -> float:
+    return sum(y for _, y in log) / len(log)
