@@ -78,6 +78,7 @@ TEMPLATES |= {
 TASK_TEMPLATE = {
     "gsm": "world",
     "hard": "world",
+    "long": "world",
     "gsm8k": "gsm8k",
     "svamp": "gsm8k",
     "math": "boxed",

@@ -3,7 +3,7 @@ r"""Files of math questions: what the data sets look like, and their questions.
 | task      | rows                                                         | splits                                    |
 |-----------|--------------------------------------------------------------|-------------------------------------------|
 | gsm, hard | a world folder's {problem, generated_solution,               | train, val, test                          |
-|           | expected_answer, problem_source}                             |                                           |
+| long      | expected_answer, problem_source}                             | val, test: train on gsm                   |
 | gsm8k     | {question, answer}; ends `#### N`, `<<..>>` marks (MIT)      | test 1,319; val: 500 of the 7,473 train   |
 | svamp     | array of {Body, Question, Equation, Answer} (MIT)            | test 1,000                                |
 | math      | {problem, solution[, answer]} (MIT)                          | test 5,000; val: 500 of the 7,500 train   |
@@ -31,7 +31,8 @@ from data.prepared import Prepared, PreparedQuestions, is_prepared
 from data.public import find_files
 
 WORLD = "data/world"  # the default of --data, which real sets do without
-WORLD_TASKS = ("gsm", "hard")
+WORLD_TASKS = ("gsm", "hard", "long")
+TRAINS_ON = {"long": "gsm"}  # a set without training questions -> the set whose exemplars and answers stand for them
 REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out of train where it has no file
     "gsm8k": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
     "svamp": {"test": "svamp/SVAMP.json"},
@@ -40,7 +41,7 @@ REAL_FILES = {  # task -> split -> file below the data folder; "val" is held out
     "openmath": {"train": "multi_solution/openmathinstruct2_rows.jsonl"},
 }
 TASKS = WORLD_TASKS + tuple(REAL_FILES)
-NUMERIC_TASKS = ("gsm", "hard", "gsm8k", "svamp")  # their gold answers must be numbers
+NUMERIC_TASKS = (*WORLD_TASKS, "gsm8k", "svamp")  # their gold answers must be numbers
 HELD_OUT = {"gsm8k": 500, "math": 500, "openmath": 1000}  # validation questions, at most a tenth of train
 HELD_OUT_SEED = 42
 
@@ -139,6 +140,8 @@ def load_questions(
     """
     if task not in TASKS:
         raise UserError(f"task {task!r}: unknown; give one of {', '.join(TASKS)}")
+    if split == "train" and task in TRAINS_ON:
+        raise UserError(f"task {task!r} has no training questions; train on {TRAINS_ON[task]!r}")
     given = Path(path_or_folder) if path_or_folder else None
     if given and task not in WORLD_TASKS and given != Path(WORLD) and not given.exists():  # a slip is not $REAL_DATA's
         raise UserError(f"--data {given}: no such file or folder; check the path")

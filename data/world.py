@@ -19,8 +19,10 @@ import numpy as np
 import tiktoken
 
 from common import UserError, read_source, run
+from data import world_rules
 from data.files import write_json, write_jsonl, write_text
 from data.math_qa import guess_floor
+from data.questions import load_questions
 from data.tokenizer import EOT, make_encoding, save_ranks, tokenizer_id, train_bpe
 from data.world_general import benchmarks, document, people_facts
 from data.world_math import DRAW, HARD_MAX, STYLES, hard_document, math_document, question_rows
@@ -59,7 +61,8 @@ def code_hash() -> str:
 
 
 def build(out: Path, seed: int, n_tokens: int) -> tuple:
-    """Write the whole data folder; return what `report` prints from: (meta, encoding, question rows, items, makers)."""
+    """Write the whole data folder; return what `report` prints from: (meta, encoding, question rows, items,
+    makers, questions of gsm: of train and held out)."""
     (out / "meta.json").unlink(missing_ok=True)  # no longer whole
     facts = people_facts(seed)
     makers: dict[str, Callable[[random.Random], str]] = {
@@ -97,6 +100,8 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
         task: {split: [row["expected_answer"] for row in rows[task][split][:: len(STYLES)]] for split in rows[task]}
         for task in rows
     }
+    answers["long"]["train"] = answers["gsm"]["train"]  # of its own it has none
+    train, *held = (load_questions(out, "gsm", split) for split in ("train", "val", "test"))
     meta = {
         "format": 1,
         "kind": "world",
@@ -110,13 +115,18 @@ def build(out: Path, seed: int, n_tokens: int) -> tuple:
             task: {str(k): floor for k, floor in guess_floor(a["train"], a["test"], (1, 8, 32)).items()}
             for task, a in answers.items()
         },
+        "blind_rules": {
+            str(k): rate for k, (_, rate) in world_rules.best(world_rules.BLIND, train, sum(held, [])).items()
+        },
     }
     write_text(out / "made_by", code_hash() + "\n")
     write_json(out / "meta.json", meta)  # last: a folder that has it is whole
-    return meta, enc, rows, items, makers
+    return meta, enc, rows, items, makers, (train, sum(held, []))
 
 
-def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: dict, seed: int) -> None:
+def report(
+    meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: dict, questions: tuple, seed: int
+) -> None:
     """Print counts, lengths in tokens, the guess floor and one example of everything."""
     rng = random.Random(f"{seed}:examples")
 
@@ -133,7 +143,8 @@ def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: 
     for task in rows:
         counts = ", ".join(f"{split} {len(rows[task][split]) // len(STYLES)}" for split in rows[task])
         floor = ", ".join(f"pass@{k} {100 * p:.2f} %" for k, p in meta["guess_floor"][task].items())
-        texts = [f"Q: {row['problem']}\nA: {row['generated_solution']}\n" for row in rows[task]["train"]]
+        shown = rows[task]["train"] or rows[task]["val"]
+        texts = [f"Q: {row['problem']}\nA: {row['generated_solution']}\n" for row in shown]
         sizes = sorted(map(length, texts))
         print(f"\n{task}: questions {counts}; guess floor {floor}")
         print(
@@ -145,6 +156,8 @@ def report(meta: dict, enc: tiktoken.Encoding, rows: dict, items: dict, makers: 
             "    " + "    ".join(texts[0].splitlines(True)[:1] + [text.split("\n")[1] + "\n" for text in texts[:4]]),
             end="",
         )
+    print("\ngsm by rules that read no words:")
+    world_rules.report(*questions)
     for name, bench in items.items():
         item = bench[0]
         ending = item.get("choices", item.get("target"))

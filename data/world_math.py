@@ -4,13 +4,14 @@ A question follows an amount through a chain of events: "Zoe has 16.3 kg of rice
 much now?" The amount is a PAIR of small numbers, units and tenths, which never carry into each other by construction:
 gains and losses are whole and change the units, doubling or splitting changes both, and the answer is the pair written
 as one decimal, 36.6. So the sums stay few enough for a tiny model to learn within millions of tokens, yet answers
-spread evenly over 324 values and guessing gets nowhere (with one number up to 30, 32 blind guesses would pass 70 % of
-the questions). `gsm` chains are built backwards from a uniformly drawn answer; `hard` chains relate several people and
-use larger numbers.
+spread over 324 values and guessing gets nowhere (with one number up to 30, 32 blind guesses would pass 70 % of the
+questions). Six `gsm` chains of seven multiply or divide, and no difference between answer and start is common: who
+reads the first number alone knows nothing usual to add to it (`data/world_rules.py` counts that).
+`hard` chains relate several people and use larger numbers. `long` ones are `gsm` chains longer than any in the text.
 
 Ambiguity is wanted: four document formats, four styles of solution, a tenth of the pre-training solutions with a wrong
-number and three tenths with no work at all. A base model then knows more than its single tries show, as the paper's
-base models do, and RL has something to find.
+number and a tenth with no work at all. A base model then knows more than its single tries show, as the paper's base
+models do, and RL has something to find.
 
 Splits: the canonical chain (start, operations, operands; no names or wordings) is hashed to train, val or test before
 any text is written. Worksheets in the pre-training text use train chains alone.
@@ -18,22 +19,32 @@ any text is written. Worksheets in the pre-training text use train chains alone.
 
 import hashlib
 import random
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 from data.world_general import PEOPLE, SKINS, event_sentence
 
 # ---------------------------------------------------------------- size and difficulty
 DRILL_DOCUMENTS = 0.4  # of the math documents, about 30 % of their tokens; the rest are worksheets
 HARD_SHARE = 0.03  # of the worksheet problems in math.bin
-NO_WORK, WRONG_WORK = 0.3, 0.1  # of the pre-training solutions
+NO_WORK, WRONG_WORK = 0.1, 0.1  # of the pre-training solutions
 
-# gsm: number of events in a chain, and how often; a tail of long ones, so that no method gets everything right
-STEPS = {2: 0.3, 3: 0.25, 4: 0.2, 5: 0.1, 6: 0.05, 7: 0.03, 8: 0.03, 9: 0.02, 10: 0.02}
-TEXT_STEPS = {1: 0.35, 2: 0.35, 3: 0.2, 4: 0.1}  # the same in pre-training text: mostly easier
-GSM_MAX, HARD_MAX = (36, 9), (60, 9)  # largest units and tenths at any time
+# number of events in a chain, and how often: of gsm, of the pre-training text, which is mostly easier, and of long
+STEPS = {2: 0.25, 3: 0.25, 4: 0.2, 5: 0.15, 6: 0.15}
+TEXT_STEPS = {2: 0.35, 3: 0.3, 4: 0.2, 5: 0.1, 6: 0.05}
+LONG_STEPS = {7: 0.25, 8: 0.25, 9: 0.25, 10: 0.25}
+SCALINGS = {1: 0.6, 2: 0.4}  # how many events of a chain multiply or divide; two where three events are or more
+UNSCALED = 0.14  # of the chains: gains and losses alone
+MOST_ALIKE = 0.0042  # of a split's gsm questions: with one answer, or one difference between answer and start
+GSM_MAX, HARD_MAX = (40, 9), (60, 9)  # largest units and tenths at any time
 MIN = (1, 1)  # smallest units and tenths
 GSM_OPERAND, HARD_OPERAND = 5, 8  # most units gained or lost at once
-N_QUESTIONS = {"gsm": {"train": 4000, "val": 400, "test": 500}, "hard": {"train": 2000, "val": 400, "test": 500}}
+N_QUESTIONS = {
+    "gsm": {"train": 4000, "val": 400, "test": 500},
+    "hard": {"train": 2000, "val": 400, "test": 500},
+    "long": {"train": 0, "val": 100, "test": 300},
+}
 
 # ---------------------------------------------------------------- questions: chains
 # An event is (operation, units, tenths). + and - change the units (tenths 0), * and / both by the same number. In
@@ -54,22 +65,45 @@ def fits(pair: Pair, largest: Pair) -> bool:
     return all(low <= value <= high for low, value, high in zip(MIN, pair, largest, strict=True))
 
 
-def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS) -> Chain:
-    """A chain drawn backwards from a uniform answer, so that answers are flat."""
-    n_steps = rng.choices(list(steps), list(steps.values()))[0]
+def draw_operations(rng: random.Random, n_steps: int, scaled: bool) -> list[str]:
+    """Of a chain; never two of * and / in a row: doubling what was just halved is no work."""
+    wanted = rng.choices(list(SCALINGS), list(SCALINGS.values()))[0] if scaled else 0
     while True:
-        now, events = (rng.randint(MIN[0], GSM_MAX[0]), rng.randint(MIN[1], GSM_MAX[1])), []
-        for _ in range(20 * n_steps):  # a corner such as 36.1 has no way back: begin again
-            calm = events and events[0][0] in "*/"  # never two in a row: doubling what was just halved is no work
-            op = rng.choices("+-*/", [0.3, 0.3, 0.25 * (not calm), 0.15 * (not calm)])[0]
-            y = (rng.randint(1, GSM_OPERAND), 0) if op in "+-" else (rng.choice([2, 2, 3]),) * 2
-            if op == "*" and (now[0] % y[0] or now[1] % y[1]):
-                continue
-            before = apply_event({"+": "-", "-": "+", "*": "/", "/": "*"}[op], now, y)
-            if fits(before, GSM_MAX):
-                now, events = before, [(op, *y), *events]
-            if len(events) == n_steps:
-                return "gsm", now, tuple(events)
+        places = rng.sample(range(n_steps), min(wanted, (n_steps + 1) // 2))
+        if not any(place + 1 in places for place in places):
+            return [rng.choice("**/" if i in places else "+-") for i in range(n_steps)]
+
+
+@cache
+def undone(op: str, after: Pair) -> list[tuple[int, Pair]]:
+    """(k, before) for every number k that a chain may hold there: `before` and the event (op, k) give `after`."""
+    ways = []
+    for k in [2, 2, 3] if op in "*/" else range(1, GSM_OPERAND + 1):
+        before = apply_event({"+": "-", "-": "+", "*": "/", "/": "*"}[op], after, (k, k if op in "*/" else 0))
+        if fits(before, GSM_MAX) and not (op == "*" and (after[0] % k or after[1] % k)):
+            ways.append((k, before))
+    return ways
+
+
+def draw_gsm(rng: random.Random, steps: dict[int, float] = STEPS, task: str = "gsm") -> Chain:
+    """A chain drawn backwards from its answer, which is not the number that it starts with. Answers are flat, but for
+    those with 5 or 7 tenths, which no product and no part of small tenths has: they are of gains and losses alone."""
+    n_steps, scaled = rng.choices(list(steps), list(steps.values()))[0], rng.random() >= UNSCALED
+    while True:
+        answer = rng.randint(MIN[0], GSM_MAX[0]), rng.choice([1, 2, 3, 4, 6, 8, 9] if scaled else [5, 7])
+        for _ in range(30):  # some answers have no way back in so few events
+            now, events = answer, []
+            for op in reversed(draw_operations(rng, n_steps, scaled)):
+                if not (ways := undone(op, now)):
+                    break
+                k, now = rng.choice(ways)
+                events = [(op, k, k if op in "*/" else 0), *events]
+            if len(events) == n_steps and now != answer:
+                return task, now, tuple(events)
+
+
+def draw_long(rng: random.Random) -> Chain:
+    return draw_gsm(rng, LONG_STEPS, "long")
 
 
 def draw_hard(rng: random.Random) -> Chain:
@@ -91,7 +125,7 @@ def draw_hard(rng: random.Random) -> Chain:
             return chain
 
 
-DRAW = {"gsm": draw_gsm, "hard": draw_hard}
+DRAW = {"gsm": draw_gsm, "hard": draw_hard, "long": draw_long}
 
 
 @dataclass
@@ -174,7 +208,7 @@ def question_sentences(chain: Chain, rng: random.Random) -> list[str]:
         sentences.append(event_sentence(rng, op, d, noun, n=name, p=previous, y=amount))
         if op == "sum":
             name = "The group"
-    return [*sentences, "How much now?" if task == "gsm" else f"How much has {name} now?".replace("The g", "the g")]
+    return [*sentences, "How much now?" if task != "hard" else f"How much has {name} now?".replace("The g", "the g")]
 
 
 OP_NAMES = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
@@ -257,29 +291,49 @@ def hard_document(rng: random.Random) -> str:
 
 
 # ---------------------------------------------------------------- question files
-def question_rows(task: str, seed: int) -> dict[str, list[dict]]:
-    """split -> rows; every question has one row per style, adjacent, in an order drawn by the question's hash."""
+def question_chains(task: str, seed: int) -> dict[str, list[Chain]]:
+    """split -> different chains; no answer and no difference between it and the start is common among those of gsm."""
     rng = random.Random(f"{seed}:{task}:questions")
-    rows: dict[str, list[dict]] = {split: [] for split in N_QUESTIONS[task]}
-    seen = set()
-    while any(len(rows[split]) < n * len(STYLES) for split, n in N_QUESTIONS[task].items()):
+    wanted = N_QUESTIONS[task]
+    chains: dict[str, list[Chain]] = {split: [] for split in wanted}
+    seen, counts = set(), Counter()
+    while any(len(chains[split]) < n for split, n in wanted.items()):
         chain = DRAW[task](rng)
         key, split = chain_key(chain), chain_split(chain)
-        if key in seen or len(rows[split]) >= N_QUESTIONS[task][split] * len(STYLES):
+        (units, tenths), (now_units, now_tenths) = chain[1], work(chain).after[-1]
+        alike = [("answer", now_units, now_tenths), ("change", 10 * (now_units - units) + now_tenths - tenths)]
+        if key in seen or len(chains[split]) >= wanted[split]:
+            continue
+        if task == "gsm" and any(counts[split, kind] >= MOST_ALIKE * wanted[split] for kind in alike):
             continue
         seen.add(key)
-        styles = random.Random(key).sample(STYLES, len(STYLES))  # the first is THE solution of plain SFT
-        sentences = question_sentences(chain, rng)
-        for style in styles:
-            text, answer = solution(chain, style, sentences)
-            rows[split].append(
-                {
-                    "problem": " ".join(sentences),
-                    "generated_solution": f"{text} #### {answer}",
-                    "expected_answer": answer,
-                    "problem_source": task,
-                    "chain": key,
-                    "style": style,
-                }
-            )
+        counts.update((split, kind) for kind in alike)
+        chains[split].append(chain)
+    for split in chains:
+        rng.shuffle(chains[split])  # the last ones drawn are those that were still allowed
+    return chains
+
+
+def question_rows(task: str, seed: int) -> dict[str, list[dict]]:
+    """split -> rows; every question has one row per style, adjacent, in an order drawn by the question's hash."""
+    rng = random.Random(f"{seed}:{task}:wordings")
+    chains, rows = question_chains(task, seed), {}
+    for split in chains:
+        rows[split] = []
+        for chain in chains[split]:
+            key = chain_key(chain)
+            styles = random.Random(key).sample(STYLES, len(STYLES))  # the first is THE solution of plain SFT
+            sentences = question_sentences(chain, rng)
+            for style in styles:
+                text, answer = solution(chain, style, sentences)
+                rows[split].append(
+                    {
+                        "problem": " ".join(sentences),
+                        "generated_solution": f"{text} #### {answer}",
+                        "expected_answer": answer,
+                        "problem_source": task,
+                        "chain": key,
+                        "style": style,
+                    }
+                )
     return rows
