@@ -81,21 +81,18 @@ def mark_floor(ax, floor: float | None, name: str = "guess floor", side: str = "
 
 
 def token_axis(ax, lab: Lab, title: str) -> None:
+    """From the last checkpoint before those that are post-trained: what lies further back would press them together."""
+    ticks = lab.planned["base"]
+    before = [t for t in ticks if t < min(lab.planned["rl"], default=0)]
+    ticks = [t for t in ticks if not before or t >= before[-1]]
     ax.set_xscale("log")
-    ticks = spaced(lab.planned["base"])
     ax.set_xticks(ticks, [at(t) for t in ticks])
     ax.minorticks_off()
+    if ticks:
+        ax.set_xlim(0.93 * ticks[0], 1.08 * ticks[-1])
     ax.set_title(title)
     ax.set_xlabel("pre-training tokens")
     ax.set_ylim(bottom=0)
-
-
-def spaced(ticks: list[int], least: float = 1.4) -> list[int]:
-    """Those of which no two stand too near on a logarithmic axis; the last one does."""
-    kept: list[int] = []
-    for t in ticks[::-1]:
-        kept += [t] if not kept or kept[-1] / t >= least else []
-    return kept[::-1]
 
 
 def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:

@@ -131,7 +131,11 @@ def pretraining(lab: Lab):
         if log:
             ax.plot(*zip(*log, strict=True), color="#222222", ls=line, marker="o", ms=3, label=f"seed {r['seed']}")
             some = True
-    token_axis(ax, lab, "validation loss, nats a token")
-    ax.set_ylim(bottom=None, auto=True)
+    ticks = sorted({*lab.planned["base"][:1], *lab.primary})
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [at(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set_title("validation loss, nats a token")
+    ax.set_xlabel("pre-training tokens")
     legend(ax)
     return figure if some else None
