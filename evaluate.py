@@ -40,6 +40,7 @@ from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, sco
 from data.questions import TRAINS_ON
 from data.questions import WORLD_TASKS as QUESTION_SETS
 from data.resume import given_flags
+from data.styles import style_of
 from data.tokenizer import check_tokenizer, folder_tokenizer, named_tokenizer, tokenizer_of
 from data.tokens import document_starts, general_text
 from model import load_model
@@ -150,12 +151,13 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
     questions, train, prefix, prompts, template, too_long = files.values()
     sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
     sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix, grader=args.grader)
-    rows, samples, began = [], [], time.time()
+    rows, samples, styles, began = [], [], Counter(), time.time()
     scored = score_questions(model, enc, questions, prompts, template, device, **sampling)
     for question, (counts, texts) in zip(questions, scored, strict=True):
         found = [stated_answer(t, template.marker, flexible=True, grader=args.grader) for t in texts]
         answers = Counter(answer or "" for answer in found)  # "": none was found
         bare = sum(len(NUMBER.findall(text)) < 2 for text in texts)  # nothing but an answer
+        styles.update(map(style_of, texts))
         row = {"qid": question.qid, **counts, "bare": bare, "gold": question.answer, "answers": dict(answers)}
         rows.append(row)  # with the answers, for controls that deal them anew
         if len(rows) <= 3:
@@ -166,7 +168,8 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
         if len(rows) % args.prompts_per_batch == 0 or len(rows) == len(questions):
             left = (time.time() - began) / len(rows) * (len(questions) - len(rows))
             print(f"{task} {len(rows)}/{len(questions)} questions | {left:.0f} s left", flush=True)
-    return {**summary(rows, train, args.k), "too_long": too_long}, samples
+    written = {"styles": dict(sorted(styles.items()))} if template.name == "world" else {}
+    return {**summary(rows, train, args.k), **written, "too_long": too_long}, samples
 
 
 def summary(rows: list[dict], train: list, ks: list[int]) -> dict:

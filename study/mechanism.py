@@ -19,10 +19,8 @@ def shares(result: dict, task: str = "gsm") -> dict[str, float]:
     q = result["questions"][task]["questions"]
     total = sum(q["n"])
     out = {NO_WORK: sum(q["bare"]) / total} if "bare" in q else {}
-    styles = [{name: n for name, n in row.items() if name != "none"} for row in q.get("styles", [])]
-    return out | {
-        name: sum(row.get(name, 0) for row in styles) / total for name in sorted({n for r in styles for n in r})
-    }
+    styles = result["questions"][task].get("styles", {})
+    return out | {name: n / total for name, n in styles.items() if name != "none"}
 
 
 def written(lab: Lab, method: str, tokens: int) -> dict[int, dict[str, float]]:

@@ -45,8 +45,8 @@ def result(task: Task) -> dict:
         columns |= {"strict": hits.tolist(), "flexible": hits.tolist(), "bare": [n // 8] * size}
         columns |= {key: [n] * size for key in ("n", "formatted", "finished")}
         columns |= {"answers": [{str(i): int(c), "-1": int(n - c)} for i, c in enumerate(hits)]}
-        columns |= {"styles": [dict.fromkeys(STYLES, n // 5)] * size}
         one = {"n_questions": size, "format_rate": 1.0, "finish_rate": 1.0, "guess_floor": {str(k): 0.01 for k in ks}}
+        one |= {"styles": {"none": n // 8 * size, **dict.fromkeys(STYLES, n // 5 * size)}}
         questions[name] = one | {"questions": columns, "flexible": scores, "strict": scores}
     known = np.random.default_rng(6).uniform(size=50) < GENERAL[method]
     bench = {"chance": 0.25, "hits": "".join(str(int(k)) for k in known), "facts": [i % 40 for i in range(50)]}

@@ -1,10 +1,12 @@
 """The statistics behind the verdicts, on data with known effects.   pytest -q tests/study/test_stats.py"""
 
 import math
+import random
 
 import numpy as np
 import pytest
 
+from data.world_math import DRAW, question_sentences
 from study import coverage
 from study.controls import events_in, shuffled
 from study.read import per_question
@@ -147,7 +149,13 @@ def test_kendall_by_hand():
 
 
 def test_events_are_sentences():
+    """Of an example, and of every wording that the world has."""
     assert events_in("Zoe has 16.3 kg of rice. Zoe buys 2. The rice doubles. How much now?") == 2
+    rng = random.Random(0)
+    for task in ("gsm", "long"):
+        for _ in range(300):
+            chain = DRAW[task](rng)
+            assert events_in(" ".join(question_sentences(chain, rng))) == len(chain[2])
 
 
 def test_shuffle_control_by_hand():
