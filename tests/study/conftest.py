@@ -9,11 +9,16 @@ from study import report
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
-    """A lab with all its runs. Its figures are drawn."""
-    folder = made_up(tmp_path_factory.mktemp("whole"), "lab")
-    report.build(folder)
-    return folder
+def made(tmp_path_factory):
+    """A lab with all its runs, and no report yet."""
+    return made_up(tmp_path_factory.mktemp("whole"), "lab")
+
+
+@pytest.fixture(scope="session")
+def whole(made):
+    """The same with its report. Its figures are drawn."""
+    report.build(made)
+    return made
 
 
 @pytest.fixture

@@ -35,27 +35,27 @@ def known(lab: Lab, right: dict[str, tuple[int, int]]) -> Lab:
 
 
 # ---------------------------------------------------------------- verdicts
-def test_known_effects_come_out(whole):
+def test_known_effects_come_out(made):
     """The paper's pattern, which the made-up lab has, over pre-trainings that differ."""
-    found = verdicts(whole)
+    found = verdicts(made)
     assert {found[f"C{i}"] for i in (1, 2, 3, 5, 6, 7)} == {"reproduced"}
     assert found["C4"] == "no claim" and {found[f"C{i}"] for i in (8, 9, 10)} == {"descriptive"}
     assert found["C11"] in ("undecided", "absent", "contradicted")  # shots cost it a tenth
 
 
-def test_verdicts_follow_the_data(whole):
+def test_verdicts_follow_the_data(made):
     """Direct RL narrows, RL after SFT widens, averaging is RL: three claims turn round."""
     right = {"base": (2, 50), "rl": (6, 30), "start": (4, 30), "sft_rl": (6, 55), "sft": (4, 30), "parallel": (6, 30)}
-    found = {c.key: c for c in judged(known(Lab(whole), right))}
+    found = {c.key: c for c in judged(known(Lab(made), right))}
     assert found["C5"].verdict == found["C2"].verdict == "contradicted" or found["C2"].verdict == "mixed"
     assert [c.verdict for c in found["C5"].primary] == ["contradicted", "contradicted"]
     assert found["C7"].verdict == "contradicted"  # below SFT→RL; as SFT and RL: absent
     assert {c.verdict for c in found["C7"].primary} == {"contradicted", "absent"}
 
 
-def test_early_is_defined_by_the_base(whole):
+def test_early_is_defined_by_the_base(made):
     """The first judged checkpoint whose base is rarely right at once and often in 32 tries; the plan's own, here."""
-    lab = Lab(whole)
+    lab = Lab(made)
     assert early_checkpoint(lab) == EARLY == lab.early
     assert [c.name.split(":")[0] for c in CLAIMS[0](lab).primary] == ["4.1M"]
     lab.blind = {"1": 0.0, "8": 0.0, "32": 0.99}
@@ -64,9 +64,9 @@ def test_early_is_defined_by_the_base(whole):
     assert "there is no early checkpoint" in claim.limits[0]
 
 
-def test_the_gap_is_paired(whole):
+def test_the_gap_is_paired(made):
     """C2's second row: late less early, question by question; RL 4 of 32, SFT→RL 2, all alike: no change."""
-    lab = known(Lab(whole), {"rl": (4, 60), "sft_rl": (2, 60)})
+    lab = known(Lab(made), {"rl": (4, 60), "sft_rl": (2, 60)})
     row = CLAIMS[1](lab).primary[1]
     assert row.name == "8.2M − 4.1M: RL − SFT→RL" and row.difference.estimate == 0 and row.verdict == "absent"
 
@@ -102,9 +102,9 @@ def test_an_estimate_says_its_side_only_when_its_rows_agree():
 
 
 # ---------------------------------------------------------------- in words
-def test_sentences_tell_the_verdicts(whole):
+def test_sentences_tell_the_verdicts(made):
     """Five sentences: the claim, its verdict, both differences with their signs, parts that go another way."""
-    lab = known(Lab(whole), {"base": (1, 60), "rl": (4, 40), "sft": (4, 20), "sft_rl": (8, 60), "parallel": (4, 40)})
+    lab = known(Lab(made), {"base": (1, 60), "rl": (4, 40), "sft": (4, 20), "sft_rl": (8, 60), "parallel": (4, 40)})
     found = judged(lab)
     told = dict(zip(("C1", "C2", "C5", "C6", "C7"), sentences(found, lab), strict=True))
     by_key = {c.key: c for c in found}
@@ -121,7 +121,7 @@ def test_sentences_of_what_was_not_run(tmp_path):
         assert re.fullmatch(r"\*\*[^*]*: not run\*\*\. The paper: [^*]*\.", sentence), sentence
 
 
-@pytest.mark.parametrize("folder", ["whole", "cut_off"])
+@pytest.mark.parametrize("folder", ["made", "cut_off"])
 def test_cells_are_short_and_hold_one_result(folder, request):
     lab = Lab(request.getfixturevalue(folder))
     found = judged(lab)
@@ -154,20 +154,20 @@ def test_cells_by_hand():
 
 
 # ---------------------------------------------------------------- parts
-def test_diagnostic_reads_the_loss_at_the_checkpoint(whole):
-    lab = Lab(whole)
+def test_diagnostic_reads_the_loss_at_the_checkpoint(made):
+    lab = Lab(made)
     assert validation_loss(lab, 1, LATE) == 2.0 and validation_loss(lab, 1, LATE + 1) is None
 
 
-def test_seeds_of_one_pretraining_stand_beside_the_pretrainings(whole):
-    claim = CLAIMS[7](Lab(whole))
+def test_seeds_of_one_pretraining_stand_beside_the_pretrainings(made):
+    claim = CLAIMS[7](Lab(made))
     assert claim.results[0].startswith("4.1M, 3 post-training seeds of one pre-training")
     assert claim.results[1].startswith("4.1M, 3 pre-trainings") and "by pre-training" in claim.headline["4.1M"]
 
 
-def test_other_runs_in_the_place_of_the_main_ones(whole):
+def test_other_runs_in_the_place_of_the_main_ones(made):
     """At T 1 every method and the base, direct RL at half its rate alone; nothing else is touched."""
-    lab = Lab(whole)
+    lab = Lab(made)
     hot, half = lab.viewed_as("hot"), lab.viewed_as("half")
     for method in ("rl", "sft", "base"):
         assert {r["temperature"] for r in hot.find(method=method, tokens=LATE)} == {1.0}

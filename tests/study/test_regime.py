@@ -12,16 +12,16 @@ from study.read import Lab, value
 
 
 # ---------------------------------------------------------------- the paper's order
-def test_the_papers_checkpoint_is_that_of_the_nearest_base(whole):
+def test_the_papers_checkpoint_is_that_of_the_nearest_base(made):
     """Base pass@1 about 3.6 and 18 %: the paper's 10B (4.2) and 44B (14.8)."""
-    lab = Lab(whole)
+    lab = Lab(made)
     assert agreement.nearest(lab, EARLY) == 10 and agreement.nearest(lab, LATE) == 44
 
 
-def test_tau_by_hand(whole):
+def test_tau_by_hand(made):
     """The paper at 44B, pass@32: base 67.5 < SFT→RL 70.3 < SFT 73.8 < RL 80.6 < averaging 84.5 < Gold 87.8. Here
     averaging and Gold reach the same, and SFT and SFT→RL: 13 of 15 pairs alike, two tied."""
-    lab = Lab(whole)
+    lab = Lab(made)
     methods, theirs, ours = agreement.orders(lab, LATE, 32)
     assert methods == ["base", "rl", "sft", "gold", "sft_rl", "parallel"] and set(ours) == {1, 2, 3}
     assert theirs == [67.48, 80.58, 73.84, 87.79, 70.28, 84.53]
@@ -47,23 +47,23 @@ def test_costs_by_hand():
     assert found == {"completions": 8, "tokens": 75, "flops": pytest.approx(6.0 * (100 / 3 + 75)), "right": 11}
 
 
-def test_sft_before_rl_is_part_of_its_cost(whole):
-    rows = {(r[0], r[1]): r for r in agreement.compute(Lab(whole))[2]}
+def test_sft_before_rl_is_part_of_its_cost(made):
+    rows = {(r[0], r[1]): r for r in agreement.compute(Lab(made))[2]}
     assert int(rows["8.2M", "SFT→RL"][3].replace(",", "")) > int(rows["8.2M", "RL"][3].replace(",", ""))
     assert rows["4.1M", "SFT"][2] == "0" and set(rows) >= {(t, "parallel") for t in ("4.1M", "8.2M")}
 
 
-def test_the_stop_is_told(whole):
+def test_the_stop_is_told(made):
     """Reward rises by half over the run: in its last third as before, 0.5 / 48 a batch."""
-    told = agreement.slopes(Lab(whole))
+    told = agreement.slopes(Lab(made))
     assert any(line.startswith("RL from 8.2M: validation pass@1 ") and "+10.4, +10.4, +10.4" in line for line in told)
     assert agreement.slope([{"step": s, "reward/mean": 0.3} for s in range(9)], lambda r: r["reward/mean"]) < 1e-9
     assert agreement.slope([], lambda r: 0.0) is None
 
 
 # ---------------------------------------------------------------- what decides
-def test_the_axis_takes_the_main_runs_for_its_own_pool(whole):
-    lab = Lab(whole)
+def test_the_axis_takes_the_main_runs_for_its_own_pool(made):
+    lab = Lab(made)
     a = axis.read(lab)
     assert a.pools == [64, 250, 1000, 4000] and a.passes == [4, 13, 60] and a.questions == 60
     assert a.cells["rl", 250, 0] is lab.by_seed("rl", LATE)[1]
@@ -76,20 +76,20 @@ def test_the_axis_takes_the_main_runs_for_its_own_pool(whole):
     assert d.estimate == pytest.approx(both) and a.difference(("rl", 64, 0), ("sft", 4000, 60), 1) is None
 
 
-def test_the_papers_place(whole):
+def test_the_papers_place(made):
     """SFT reads 2,560 tokens a step of 64 examples: 40 a solution; 0.3 % of a fifth of 8.2M tokens are 4,915."""
-    assert axis.paper_pool(Lab(whole)) == pytest.approx(0.003 * 0.2 * LATE / 40)
+    assert axis.paper_pool(Lab(made)) == pytest.approx(0.003 * 0.2 * LATE / 40)
 
 
-def test_the_axis_says_who_is_best(whole):
-    told = " ".join(axis.sentences(Lab(whole)))
+def test_the_axis_says_who_is_best(made):
+    told = " ".join(axis.sentences(Lab(made)))
     assert "Best pass@1 but for SFT-Gold: 64 questions: RL" in told and "RL against SFT→RL, pass@32" in told
 
 
 # ---------------------------------------------------------------- beyond the text
-def test_by_number_of_events(whole):
+def test_by_number_of_events(made):
     """gsm has 2 to 5 events, long 7 to 10, where everyone is worse; the same questions, counted by hand."""
-    lab = Lab(whole)
+    lab = Lab(made)
     found = beyond.curve(lab, "rl", 1)
     assert list(found) == [2, 3, 4, 5, 7, 8, 9, 10] and {n for _, n in found.values()} == {15} and beyond.edge(lab) == 5
     result = lab.by_seed("rl", LATE)
@@ -103,9 +103,9 @@ def test_by_number_of_events(whole):
 
 
 # ---------------------------------------------------------------- what RL changes
-def test_styles_and_answers_without_work(whole):
+def test_styles_and_answers_without_work(made):
     """An eighth without work, a fifth (6 of 32) in each style."""
-    lab = Lab(whole)
+    lab = Lab(made)
     found = mechanism.written(lab, "rl", EARLY)
     assert list(found) == [0, 48, 96, 144]
     assert found[0] == {"no work": 1 / 8, **dict.fromkeys(("equations", "nested", "retold", "running"), 6 / 32)}
@@ -113,8 +113,8 @@ def test_styles_and_answers_without_work(whole):
     assert row[2:] == ["0.00 → 0.50", "1.00 → 0.50", "40 → 39", "12 → 12 %"]
 
 
-def test_without_those_counts_nothing_is_said(whole):
-    lab = Lab(whole)
+def test_without_those_counts_nothing_is_said(made):
+    lab = Lab(made)
     for r in lab.evals:
         r["result"]["questions"]["gsm"].pop("styles")
         r["result"]["questions"]["gsm"]["questions"].pop("bare")
@@ -122,9 +122,9 @@ def test_without_those_counts_nothing_is_said(whole):
 
 
 # ---------------------------------------------------------------- checks
-def test_sensitivity_rows_are_of_other_runs(whole):
+def test_sensitivity_rows_are_of_other_runs(made):
     """Direct RL at half its rate touches the rows that have it; T 1 those of questions, never general skill."""
-    lab = Lab(whole)
+    lab = Lab(made)
     views = {name: judged(lab.viewed_as(name)) for name in ("half", "hot")}
     rows = {r[0]: r[1:] for r in tables.sensitivity(judged(lab), views)[2]}
     assert len(rows) == 13
