@@ -92,7 +92,7 @@ def test_report_of_known_answers(ok, world, chain, tmp_path):
         assert gsm["flexible"][f"pass@{k}"]["stderr"] == pytest.approx(math.sqrt(0.2 * 0.8 / 4))
         assert gsm["strict"][f"pass@{k}"] == {"value": 0.0, "stderr": 0.0}
         assert hard["flexible"][f"pass@{k}"]["value"] == 0
-    assert gsm["no_work_rate"] == 1 and "no work" in shown
+    assert gsm["no_work_rate"] == 1 and "no work" in shown and gsm["styles"] == {"none": 20}
     assert gsm["finish_rate"] == 1 and {k: v[0] for k, v in gsm["questions"].items()} | {"qid": ""} == {
         "qid": "",
         "n": 4,
