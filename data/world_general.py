@@ -316,9 +316,9 @@ def benchmarks(seed: int, facts: Facts) -> dict[str, list[dict]]:
             for name in rng.sample(PEOPLE, 3):
                 ask("events", script(name, goal, i), event + ".", among, f"{goal}:{i}")
     for name in PEOPLE:
-        for bench, says, wordings in (("facts", PERSON_SAYS, 1), ("twohop", TWOHOP_SAYS, 2)):
+        for bench, says in (("facts", PERSON_SAYS), ("twohop", TWOHOP_SAYS)):
             for key in says:
-                for text in rng.sample(says[key], wordings):
+                for text in says[key]:
                     ask(bench, text.format(n=name), facts[name][key], VALUES[key], f"{name}:{key}")
     for tool, goals in TOOLS.items():
         for goal in goals:
