@@ -11,12 +11,13 @@ from tools import weights
 SHIPPED = Path(common.__file__).parent / "checkpoints" / "world_base.pt"
 
 
-def test_it_is_the_studys_base():
-    """docs/results/laptop's evaluations of the base at 8.2M tokens carry this hash."""
+def test_it_is_the_calibrations_base():
+    """World v10, pre-training seed 1 at 8.2M of 16.4M tokens: docs/calibration.md, tools/weights.py."""
     ckpt = load_checkpoint(SHIPPED)
     assert (ckpt["stage"], ckpt["step"], ckpt["tokens"]) == ("train_pretrain", 6400, 8_192_000)
-    assert weights_hash(ckpt["model"])[:12] == "dff72e84cf5e"
+    assert weights_hash(ckpt["model"])[:12] == "3fba1a885238"
     assert load_model(ckpt, SHIPPED).n_params() == 968_832 and not ckpt["optimizer"]
+    assert (ckpt["config"]["horizon"], ckpt["config"]["seed"], ckpt["config"]["data"]) == (12800, 1, "data/world")
 
 
 def test_it_starts_runs_and_cannot_be_resumed(base, world, stage, monkeypatch, tmp_path):
