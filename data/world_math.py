@@ -5,8 +5,8 @@ much now?" The amount is a PAIR of small numbers, units and tenths, which never 
 gains and losses are whole and change the units, doubling or splitting changes both, and the answer is the pair written
 as one decimal, 36.6. So the sums stay few enough for a tiny model to learn within millions of tokens, yet answers
 spread over 360 values and guessing gets nowhere (with one number up to 30, 32 blind guesses would pass 70 % of the
-questions). Six `gsm` chains of seven multiply or divide; among the questions no answer, and no difference between answer
-and start, is common: who reads the first number alone knows nothing usual to add to it (`data/world_rules.py`).
+questions). Six `gsm` chains of seven multiply or divide; among the questions no answer is common, and no difference
+between answer and start: who reads the first number alone knows nothing usual to add to it (`data/world_rules.py`).
 `hard` chains relate several people and use larger numbers. `long` ones are `gsm` chains longer than any in the text.
 
 Ambiguity is wanted: four document formats, four styles of solution, a tenth of the pre-training solutions with a wrong
