@@ -115,9 +115,10 @@ def axis(plan: Plan) -> None:
             plan.score(train("rl", variant=f"{pool}"), **asked)
             plan.score(train("parallel", variant=f"{pool}"), **asked)
         for method, kept in (("sft", passes), ("gold", a["gold"].get(pool, passes))):
-            of = plan.run_of(method, start) if main else train(method, variant=f"{pool}", passes=kept)
+            again = not main or max(kept) > plan.p["passes"][-1]  # longer than the main run
+            of = train(method, variant=f"{pool}", passes=kept) if again else plan.run_of(method, start)
             for n in kept:
-                if not (main and n == plan.p["passes"][-1]):
+                if not main or n not in (plan.p["passes"] if method == "sft" else plan.p["passes"][-1:]):
                     plan.evaluate(of, plan.updates(n, pool), method, group="axis", variant=f"{pool}x{n}", **asked)
             for n in a["rl_after"][pool] if method == "sft" else []:
                 after = of, plan.updates(n, pool)

@@ -11,10 +11,10 @@ LAPTOP = dict(
     world=[],
     pretrain=dict(steps=6400, horizon=12800, batch_tokens=1280, lr=2.5e-3, micro_batch_size=2, dtype="bfloat16",
                   eval_every=800),
-    save_at=[100, 400, 800, 1600, 3200, 4000, 5120, 6400], early=3200, late=6400, others=[4000, 5120],
+    save_at=[100, 400, 800, 1600, 2400, 3200, 5120, 6400], early=2400, late=6400, others=[3200, 5120],
     seeds=1, shots=[8, 0], early_methods=["rl", "sft", "sft_rl"],
-    pool=250, passes=[4, 13, 60], start_passes=13, follow=3,  # SFT→RL begins after start_passes of SFT
-    rl=dict(steps=48, lr=1e-4), sft=dict(lr=5e-4), gold=dict(lr=5e-4), sft_rl=dict(steps=48, lr=1e-4),
+    pool=250, passes=[5, 24], start_passes=5, follow=3,  # SFT→RL begins after start_passes of SFT
+    rl=dict(steps=48, lr=1e-4), sft=dict(lr=2e-4), gold=dict(lr=2e-4), sft_rl=dict(steps=48, lr=1e-4),
     parallel=dict(steps=48, lr=3e-4, sft_lr=3e-4),
     at_early=dict(rl=dict(steps=144), sft_rl=dict(steps=144), parallel=dict(steps=144)),
     trials=dict(rl=4, sft=4, gold=4, sft_rl=4, parallel=4),  # of docs/tuning.md, at each of the two checkpoints
@@ -23,16 +23,16 @@ LAPTOP = dict(
 )  # fmt: skip
 LAB = dict(
     seeds=3, early_methods=["rl", "sft", "sft_rl", "parallel", "gold"],
-    axis=dict(pools={64: [4, 13, 60], 250: [4, 13, 60], 1000: [4, 13, 60], 4000: [4]},  # passes of SFT
-              gold={1000: [4, 13]},  # of SFT-Gold, where fewer
-              rl_after={64: [4, 13, 60], 250: [4, 60], 1000: [4, 13], 4000: [4]}, limit=200),
+    axis=dict(pools={64: [5, 24, 60], 250: [5, 24, 60], 1000: [5, 24, 60], 4000: [5]},  # passes of SFT
+              gold={1000: [5, 24]},  # of SFT-Gold, where fewer
+              rl_after={64: [5, 24, 60], 250: [24, 60], 1000: [5, 24], 4000: [5]}, limit=200),
     hot=dict(temperature=1.0, top_p=1.0, limit=200), c8_seeds=3,
     c9=dict(sort=dict(limit=512, n_samples=64, k=[1, 8, 32], temperature=1.0, top_p=1.0), prompts_per_step=16, few=5,
             many=64, steps=40),
 )  # fmt: skip
 TUNING = dict(  # rates tried, as many for each method; parallel's are both its rates
     trial_rates=dict(rl=[5e-5, 1e-4, 2e-4, 4e-4], sft_rl=[5e-5, 1e-4, 2e-4, 4e-4],
-                              sft=[1.25e-4, 2.5e-4, 5e-4, 1e-3], gold=[1.25e-4, 2.5e-4, 5e-4, 1e-3],
+                              sft=[1e-4, 2e-4, 4e-4, 8e-4], gold=[1e-4, 2e-4, 4e-4, 8e-4],
                               parallel=[1.5e-4, 3e-4, 6e-4, 1.2e-3]),
     trial_at_early=dict(rl=dict(steps=72), sft_rl=dict(steps=72), parallel=dict(steps=72)),
     val=dict(limit=200, bench_limit=200, n_samples=32, k=[1, 8, 32]),

@@ -57,7 +57,7 @@ def test_early_is_defined_by_the_base(made):
     """The first judged checkpoint whose base is rarely right at once and often in 32 tries; the plan's own, here."""
     lab = Lab(made)
     assert early_checkpoint(lab) == EARLY == lab.early
-    assert [c.name.split(":")[0] for c in CLAIMS[0](lab).primary] == ["4.1M"]
+    assert [c.name.split(":")[0] for c in CLAIMS[0](lab).primary] == ["3.1M"]
     lab.blind = {"1": 0.0, "8": 0.0, "32": 0.99}
     claim = CLAIMS[0](lab)
     assert early_checkpoint(lab) is None and claim.verdict == "undecided" and not claim.primary
@@ -68,7 +68,7 @@ def test_the_gap_is_paired(made):
     """C2's second row: late less early, question by question; RL 4 of 32, SFT→RL 2, all alike: no change."""
     lab = known(Lab(made), {"rl": (4, 60), "sft_rl": (2, 60)})
     row = CLAIMS[1](lab).primary[1]
-    assert row.name == "8.2M − 4.1M: RL − SFT→RL" and row.difference.estimate == 0 and row.verdict == "absent"
+    assert row.name == "8.2M − 3.1M: RL − SFT→RL" and row.difference.estimate == 0 and row.verdict == "absent"
 
 
 def test_cut_off_study_says_what_it_has(cut_off):
@@ -111,7 +111,7 @@ def test_sentences_tell_the_verdicts(made):
     for key, sentence in told.items():
         assert sentence.startswith(f"**{PLAIN[key].words}: {by_key[key].verdict}**")
         assert sentence.endswith(f"The paper: {PLAIN[key].paper}.")
-    assert ": RL − SFT→RL −16.7 and −16.7, in points at 4.1M and 8.2M tokens." in told["C2"]
+    assert ": RL − SFT→RL −16.7 and −16.7, in points at 3.1M and 8.2M tokens." in told["C2"]
     assert "over SFT→RL −33.3 and −33.3 (contradicted); over SFT +33.3 and +33.3 (reproduced)" in told["C7"]
 
 
@@ -126,7 +126,7 @@ def test_cells_are_short_and_hold_one_result(folder, request):
     lab = Lab(request.getfixturevalue(folder))
     found = judged(lab)
     _, head, rows = claims_table(found, lab)
-    assert len(rows) == len(found) == 11 and head[4:6] == ["at 4.1M tokens", "at 8.2M tokens"]
+    assert len(rows) == len(found) == 11 and head[4:6] == ["at 3.1M tokens", "at 8.2M tokens"]
     for row in [*rows, *short_table(found, lab)]:
         assert all(len(re.sub(r"\(#[^)]*\)", "", cell)) <= WIDEST for cell in row), row
     for row in rows:
@@ -138,10 +138,10 @@ def test_cells_by_hand():
     lab = Lab.__new__(Lab)
     lab.early, lab.late, lab.primary = EARLY, LATE, [EARLY, LATE]
     rows = [of_rows([np.full(9, d), np.full(9, d)]) for d in (-0.2, -0.3)]
-    places = ("4.1M", "8.2M")
+    places = ("3.1M", "8.2M")
     two = Claim("C2", "", "", "", [Comparison(f"{t}: RL − SFT→RL", d) for t, d in zip(places, rows, strict=True)])
     assert cells(two.judged(), lab) == ["−20.0 [−20.0, −20.0]", "−30.0 [−30.0, −30.0]"]
-    assert here(two, lab) == "pass@1, RL − SFT→RL: −20.0 at 4.1M, −30.0 at 8.2M"
+    assert here(two, lab) == "pass@1, RL − SFT→RL: −20.0 at 3.1M, −30.0 at 8.2M"
     eight = Claim("C8", "", "", "", headline={"8.2M": "sd 0.8"}, verdict="descriptive")
     assert cells(eight, lab) == ["–", "sd 0.8"] and here(eight, lab) == "sd 0.8 at 8.2M"
     ten = Claim("C10", "", "", "", headline={"": "+0.90 over 12 points"}, verdict="descriptive")
@@ -161,8 +161,8 @@ def test_diagnostic_reads_the_loss_at_the_checkpoint(made):
 
 def test_seeds_of_one_pretraining_stand_beside_the_pretrainings(made):
     claim = CLAIMS[7](Lab(made))
-    assert claim.results[0].startswith("4.1M, 3 post-training seeds of one pre-training")
-    assert claim.results[1].startswith("4.1M, 3 pre-trainings") and "by pre-training" in claim.headline["4.1M"]
+    assert claim.results[0].startswith("3.1M, 3 post-training seeds of one pre-training")
+    assert claim.results[1].startswith("3.1M, 3 pre-trainings") and "by pre-training" in claim.headline["3.1M"]
 
 
 def test_other_runs_in_the_place_of_the_main_ones(made):

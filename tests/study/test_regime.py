@@ -50,7 +50,7 @@ def test_costs_by_hand():
 def test_sft_before_rl_is_part_of_its_cost(made):
     rows = {(r[0], r[1]): r for r in agreement.compute(Lab(made))[2]}
     assert int(rows["8.2M", "SFT→RL"][3].replace(",", "")) > int(rows["8.2M", "RL"][3].replace(",", ""))
-    assert rows["4.1M", "SFT"][2] == "0" and set(rows) >= {(t, "parallel") for t in ("4.1M", "8.2M")}
+    assert rows["3.1M", "SFT"][2] == "0" and set(rows) >= {(t, "parallel") for t in ("3.1M", "8.2M")}
 
 
 def test_the_stop_is_told(made):
@@ -65,7 +65,7 @@ def test_the_stop_is_told(made):
 def test_the_axis_takes_the_main_runs_for_its_own_pool(made):
     lab = Lab(made)
     a = axis.read(lab)
-    assert a.pools == [64, 250, 1000, 4000] and a.passes == [4, 13, 60] and a.questions == 60
+    assert a.pools == [64, 250, 1000, 4000] and a.passes == [5, 24, 60] and a.questions == 60
     assert a.cells["rl", 250, 0] is lab.by_seed("rl", LATE)[1]
     assert a.cells["sft", 250, 60] is lab.by_seed("sft", LATE)[1]
     assert a.cells["sft_rl", 250, 13] is lab.by_seed("sft_rl", LATE)[1]
@@ -149,4 +149,4 @@ def test_a_tuning_study_ends_with_its_rates(tmp_path):
     lab = Lab(made_up(tmp_path, "tuning", seed=0))
     told = tuning.page(lab)
     assert told.count("| yes |") == 10 and told.count("base, 0-shot") == 2
-    assert "rates at 4.1M: rl=" in told and "rates at 8.2M: rl=" in told
+    assert "rates at 3.1M: rl=" in told and "rates at 8.2M: rl=" in told

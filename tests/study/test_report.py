@@ -66,7 +66,7 @@ def test_three_questions_are_read_out_once(whole):
     (told,) = re.findall(r"Q0\?\n(.*?)\n\n", page, re.S)
     for method in ("base", "rl", "sft", "gold", "sft_rl", "parallel"):
         assert f"| first by {method}" in told
-    assert told.startswith("right answer            | 7\n4.1M base               | first by base\n4.1M RL ")
+    assert told.startswith("right answer            | 7\n3.1M base               | first by base\n3.1M RL ")
 
 
 def test_the_first_lines_say_what_came_out(whole):
@@ -75,7 +75,7 @@ def test_the_first_lines_say_what_came_out(whole):
     assert parts[0].startswith("# The claims of *RL Excursions") and parts[0].endswith("(preset `lab`)")
     assert len(parts[1].splitlines()) == 5 and all(line.startswith("- **") for line in parts[1].splitlines())
     assert parts[2].startswith("**Order of the methods against the paper's, Kendall's tau: +0")
-    assert parts[3].startswith("|  | claim | measured | the paper | at 4.1M tokens | at 8.2M tokens | verdict |")
+    assert parts[3].startswith("|  | claim | measured | the paper | at 3.1M tokens | at 8.2M tokens | verdict |")
     assert len(parts[3].splitlines()) == 2 + 11 and "](figures/headline.png)" in parts[4]
     assert "Preset `lab`, first seed 1, on `2 x CPU`" in parts[6] and "1 minutes by the clock" in parts[6]
 
