@@ -67,12 +67,12 @@ def test_the_axis_takes_the_main_runs_for_its_own_pool(made):
     a = axis.read(lab)
     assert a.pools == [64, 250, 1000, 4000] and a.passes == [5, 24, 60] and a.questions == 60
     assert a.cells["rl", 250, 0] is lab.by_seed("rl", LATE)[1]
-    assert a.cells["sft", 250, 60] is lab.by_seed("sft", LATE)[1]
-    assert a.cells["sft_rl", 250, 13] is lab.by_seed("sft_rl", LATE)[1]
-    assert a.cells["sft", 250, 13] is lab.by_seed("sft", LATE, variant="start")[1]
+    assert a.cells["sft", 250, 24] is lab.by_seed("sft", LATE)[1]
+    assert a.cells["sft_rl", 250, 5] is lab.by_seed("sft_rl", LATE)[1]
+    assert a.cells["sft", 250, 5] is lab.by_seed("sft", LATE, variant="start")[1]
     assert ("sft", 4000, 60) not in a.cells and len(a.cells) == 4 + 4 + 10 + 9 + 9
-    d = a.difference(("rl", 64, 0), ("sft", 64, 13), 1)
-    both = value(a.cells["rl", 64, 0], 1) - value(a.cells["sft", 64, 13], 1)
+    d = a.difference(("rl", 64, 0), ("sft", 64, 24), 1)
+    both = value(a.cells["rl", 64, 0], 1) - value(a.cells["sft", 64, 24], 1)
     assert d.estimate == pytest.approx(both) and a.difference(("rl", 64, 0), ("sft", 4000, 60), 1) is None
 
 
