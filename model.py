@@ -121,21 +121,17 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, attend):
         c, (B, T, _) = self.c, x.shape
-        qkv = self.c_attn(x)
-        heads = c.n_head + c.n_kv_head
-        v = qkv[..., heads * c.head_dim :].view(B, T, c.n_kv_head, c.head_dim)
-        if c.qk_norm:
-            qk = qkv[..., : heads * c.head_dim]
-            if c.n_kv_head == c.n_head:  # of one width: one call normalises both
-                weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
-                qk = rms_norm(qk.unflatten(-1, (2, c.n_embd)), weight, c.norm_eps)
-            else:
-                q, k = qk.split([c.n_embd, c.n_kv_head * c.head_dim], dim=-1)
-                qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
-        else:
-            qk = qkv[..., : heads * c.head_dim]
-        qk = rotate(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k together: half the calls
-        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, : c.n_head], qk[:, :, c.n_head :], v))  # (B, H or K, T, D)
+        H, K, D = c.n_head, c.n_kv_head, c.head_dim
+        qk, v = self.c_attn(x).split([(H + K) * D, K * D], dim=-1)
+        if c.qk_norm and H == K:  # of one width: one call normalises both
+            weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
+            qk = rms_norm(qk.unflatten(-1, (2, c.n_embd)), weight, c.norm_eps)
+        elif c.qk_norm:
+            q, k = qk.split([H * D, K * D], dim=-1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
+        qk = rotate(qk.view(B, T, H + K, D), cos, sin).to(v.dtype)  # q and k together: half the calls
+        q, k = qk.split([H, K], dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v.view(B, T, K, D)))  # (B, H or K, T, D)
         return self.c_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, c.n_embd))
 
 
