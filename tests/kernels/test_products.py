@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from kernels import products
 from kernels.products import linear, matmul
+from model import build_model
 
 ON_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
@@ -68,3 +69,19 @@ def test_no_rows(onednn):
     out = torch.empty(4, 6)
     a, b = torch.randn(4, 8), torch.randn(8, 6)
     assert matmul(a, b, out) is out and torch.allclose(out, a @ b, atol=1e-5)
+
+
+@pytest.mark.skipif(not ON_X86, reason="oneDNN is asked for on x86 alone")
+def test_a_step_has_the_same_loss_and_gradient_by_either_library(monkeypatch):
+    torch.manual_seed(0)
+    model, idx = build_model("world", block_size=64), torch.randint(1024, (4, 65))
+    found = []
+    for either in (False, True):
+        monkeypatch.setattr(products, "ONEDNN", either)
+        model.zero_grad()
+        loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (loss, grad), (other, other_grad) = found
+    assert loss == pytest.approx(other, rel=1e-6)
+    assert (grad - other_grad).norm() < 1e-5 * grad.norm()
