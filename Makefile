@@ -19,7 +19,8 @@ smoke: $(VENV)/.ready
 	$(BIN)/python -m study --preset smoke --out runs/smoke
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pytest-xdist==3.8.0
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff==0.17.6

@@ -36,7 +36,7 @@ from data.math_qa import (
     reward,
     template_for,
 )
-from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, fitting, pass_at_k, score_questions
+from data.pass_at_k import LEFT_OUT, TEMPERATURE, TOP_P, batches, fitting, pass_at_k, score_questions
 from data.questions import TRAINS_ON
 from data.questions import WORLD_TASKS as QUESTION_SETS
 from data.resume import given_flags
@@ -152,6 +152,7 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
     sampling = dict(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens, seed=args.seed)
     sampling |= dict(n_samples=args.n_samples, together=args.prompts_per_batch, prefix=prefix, grader=args.grader)
     rows, samples, styles, began = [], [], Counter(), time.time()
+    told = {batch.stop for batch in batches(len(questions), args.prompts_per_batch)}
     scored = score_questions(model, enc, questions, prompts, template, device, **sampling)
     for question, (counts, texts) in zip(questions, scored, strict=True):
         found = [stated_answer(t, template.marker, flexible=True, grader=args.grader) for t in texts]
@@ -165,7 +166,7 @@ def sample_task(model, enc, task: str, files: dict, args, device) -> tuple[dict,
             for text, answer in list(zip(texts, found, strict=True))[:4]:
                 score = reward(text, question.answer, template)
                 samples.append(shown | {"completion": text, "extracted": answer, "reward": score})
-        if len(rows) % args.prompts_per_batch == 0 or len(rows) == len(questions):
+        if len(rows) in told:
             left = (time.time() - began) / len(rows) * (len(questions) - len(rows))
             print(f"{task} {len(rows)}/{len(questions)} questions | {left:.0f} s left", flush=True)
     written = {"styles": dict(sorted(styles.items()))} if template.name == "world" else {}

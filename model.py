@@ -121,22 +121,18 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, attend):
         c, (B, T, _) = self.c, x.shape
-        qkv = self.c_attn(x)
-        heads = c.n_head + c.n_kv_head
-        v = qkv[..., heads * c.head_dim :].view(B, T, c.n_kv_head, c.head_dim)
-        if c.qk_norm:
-            qk = qkv[..., : heads * c.head_dim]
-            if c.n_kv_head == c.n_head:  # of one width: one call normalises both
-                weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
-                qk = rms_norm(qk.unflatten(-1, (2, c.n_embd)), weight, c.norm_eps)
-            else:
-                q, k = qk.split([c.n_embd, c.n_kv_head * c.head_dim], dim=-1)
-                qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
-        else:
-            qk = qkv[..., : heads * c.head_dim]
-        qk = rotate(qk.view(B, T, heads, c.head_dim), cos, sin).to(qkv.dtype)  # q and k together: half the calls
-        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, : c.n_head], qk[:, :, c.n_head :], v))  # (B, H or K, T, D)
-        return self.c_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, c.n_embd))
+        H, K, D = c.n_head, c.n_kv_head, c.head_dim
+        qk, v = self.c_attn(x).split([(H + K) * D, K * D], dim=-1)
+        if c.qk_norm and H == K:  # of one width: one call normalises both
+            weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
+            qk = rms_norm(qk.unflatten(-1, (2, c.n_embd)), weight, c.norm_eps)
+        elif c.qk_norm:
+            q, k = qk.split([H * D, K * D], dim=-1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-1)
+        qk = rotate(qk.view(B, T, H + K, D), cos, sin).to(v.dtype)  # q and k together: half the calls
+        q, k = qk.split([H, K], dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v.view(B, T, K, D)))  # (B, H or K, T, D)
+        return self.c_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -157,11 +153,14 @@ class Block(nn.Module):
         self.norm_1, self.attn = RMSNorm(c.n_embd, c.norm_eps), Attention(c)
         self.norm_2, self.mlp = RMSNorm(c.n_embd, c.norm_eps), MLP(c)
 
-    def forward(self, x, cos, sin, attend):
+    def forward(self, x, cos, sin, attend, ends=None):
+        seen = self.attn(x if self.post_norm else self.norm_1(x), cos, sin, attend)
+        if ends is not None:  # the other positions end here: attend has answered for these alone
+            x = x.take_along_dim(ends[:, None, None], 1)  # (B, 1, C)
         if self.post_norm:
-            x = x + self.norm_1(self.attn(x, cos, sin, attend))
+            x = x + self.norm_1(seen)
             return x + self.norm_2(self.mlp(x))
-        x = x + self.attn(self.norm_1(x), cos, sin, attend)
+        x = x + seen
         return x + self.mlp(self.norm_2(x))
 
 
@@ -205,11 +204,12 @@ class GPT(nn.Module):
     def n_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def hidden(self, idx, first=None, positions=None, attend=None) -> torch.Tensor:
+    def hidden(self, idx, first=None, positions=None, attend=None, ends=None) -> torch.Tensor:
         """idx (B, T) -> final hidden states (B, T, C), normed, before the head.
 
         first (B, T) int32: query t sees keys first[b, t]..t (left padding, packed documents); None = all before it.
         positions (B, T) int64: rotary positions; None = 0..T-1. attend(layer, q, k, v): replaces causal attention.
+        ends (B,) int64: of the last block only these positions are wanted, (B, 1, C); there `attend` answers for them.
         """
         T = idx.shape[1]
         if positions is None:
@@ -227,7 +227,7 @@ class GPT(nn.Module):
             if again:
                 x = checkpoint(block, x, cos, sin, see, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, see)
+                x = block(x, cos, sin, see, ends if layer == len(self.blocks) - 1 else None)
         return self.norm_f(x)
 
     def logprobs(self, hidden, targets, temperature: float = 1.0, entropy: bool = False):

@@ -126,33 +126,37 @@ def ended_by(stop, tokens: torch.Tensor, ids: torch.Tensor, step: int) -> torch.
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
-def read(model, prompts: list[list[int]], prefix: list[int], multiple: int = 16) -> tuple[torch.Tensor, PromptCache]:
+def read(model, prompts: list[list[int]], prefix: list[int], scoring: bool = False) -> tuple[torch.Tensor, PromptCache]:
     """Read prefix + prompt for each prompt -> last hidden states (P, C) and the cache. The prefix is read once: the
-    prompts attend to its keys. Rows are as wide as the longest, rounded up to a `multiple`: 16 where the last bits must
-    not depend on how the prompts were batched."""
+    prompts attend to its keys. Rows are as wide as the longest, rounded up to a multiple of 16: the last bits must not
+    depend on how the prompts were batched. `scoring` does without that: rows are not rounded, and each prompt's last
+    token alone goes through what follows the keys and values of the last block."""
     common, n, device = None, len(prefix), model.device
     if prefix:
         _, cache = read(model, [prefix], [])
         common = [(k[:, :, :n].contiguous(), v[:, :, :n].contiguous()) for k, v in cache.layers]
     lengths = torch.tensor([len(row) for row in prompts], device=device)
-    idx = pad_rows(
-        prompts, round_up(int(lengths.max()), multiple), device
-    )  # at the right, where causality hides the pads
+    width = round_up(int(lengths.max()), 1 if scoring else 16)
+    idx = pad_rows(prompts, width, device)  # at the right, where causality hides the pads
     positions = (n + torch.arange(idx.shape[1], device=device)).clamp(max=model.config.block_size - 1)
     layers = []
 
     def attend(layer, q, k, v):
         wide = torch.promote_types(k.dtype, torch.float32) if device.type == "cpu" else k.dtype
         layers.append((k.to(wide).contiguous(), v.to(wide).contiguous()))  # read at every step of decoding
+        if scoring and layer == model.config.n_layer - 1:
+            q, *own = (x.take_along_dim(lengths[:, None, None, None] - 1, 2) for x in (q, *layers[layer]))
+            settings = dict(group_size=1, prefix_lengths=lengths - 1)
+            return prefix_tail_attention_torch(q, *layers[layer], None, *own, **settings)
         if common is None:
             return attention(q, k, v, impl=model.impl)
         return prefix_tail_attention_torch(q, *common[layer], None, *layers[layer], group_size=len(prompts))
 
-    h = model.hidden(idx, positions=positions[None], attend=attend)
+    h = model.hidden(idx, positions=positions[None], attend=attend, ends=lengths - 1 if scoring else None)
     cache = PromptCache(layers, lengths, common)
     if choose_impl(model.impl, h) == "triton":
         cache = cache.copied()
-    return h[torch.arange(len(prompts), device=device), lengths - 1], cache
+    return h[:, 0] if scoring else h[torch.arange(len(prompts), device=device), lengths - 1], cache
 
 
 def pad_rows(rows: list[list[int]], width: int, device) -> torch.Tensor:
@@ -202,14 +206,15 @@ def sample_tokens(logits: torch.Tensor, u: torch.Tensor, temperature: float, top
     if top_p >= 1:
         return inverse_cdf(probs, u)
     peak, choice = probs.max(-1)
-    open_rows = (peak < top_p).nonzero().squeeze(-1)  # elsewhere the nucleus is one id: no sort needed
-    if len(open_rows):
-        ordered, ids = probs[open_rows].topk(min(64, probs.shape[-1]), dim=-1)
-        if bool((ordered.sum(-1) < top_p).any()):  # flat rows: 64 ids do not reach top_p, so sort them all
-            ordered, ids = probs[open_rows].sort(dim=-1, descending=True)
+    rows = (peak < top_p).nonzero().squeeze(-1)  # elsewhere the nucleus is one id
+    for k in (8, 64, probs.shape[-1]):  # few ids mostly reach top_p, and all of them take fifteen times as long
+        if not len(rows):
+            break
+        ordered, ids = probs[rows].topk(min(k, probs.shape[-1]), dim=-1)
         before = ordered.cumsum(-1) - ordered
-        picked = inverse_cdf(ordered.masked_fill(before >= top_p, 0.0), u[open_rows])
-        choice[open_rows] = ids.gather(1, picked[:, None]).squeeze(1)
+        picked = inverse_cdf(ordered.masked_fill(before >= top_p, 0.0), u[rows])
+        choice[rows] = ids.gather(1, picked[:, None]).squeeze(1)
+        rows = rows[ordered.sum(-1) < top_p]  # flat ones: once more, among more ids
     return choice
 
 
@@ -282,7 +287,7 @@ def continuation_logprobs(model, contexts, choices, micro_batch_tokens: int = 40
 
 def score_choices(model, contexts, choices) -> list[list[tuple[float, bool]]]:
     """One batch of `continuation_logprobs`: every choice is a row that attends to [its context | itself]."""
-    last, cache = read(model, contexts, [], multiple=1)
+    last, cache = read(model, contexts, [], scoring=True)
     group, device = max(map(len, choices)), model.device
     rows = [c for item in choices for c in item + [item[-1]] * (group - len(item))]  # equal groups; repeats are dropped
     T = max(max(map(len, rows)) - 1, 1)

@@ -16,7 +16,12 @@ paper's run; (2) checkpoints are log-spaced by default, the paper keeps one ever
 
 import argparse
 import math
+import os
+import shutil
+import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import torch
 
@@ -58,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-every", type=int, default=100, help="steps between validation losses; 0 = only at checkpoints")
     add("--eval-tokens", type=int, default=65_536, help="held-out tokens of one validation loss")
     add_system_args(p)
-    faster = "torch.compile for the blocks, on a GPU; the first steps wait"
+    faster = "torch.compile for the blocks; on a CPU with a C++ compiler, and of use with --no-document-mask alone"
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help=faster)
     return p
 
@@ -117,9 +122,21 @@ def new_or_resumed(args, ckpt: dict | None, enc, identity: dict, device):
     return model, Start(0, 0, tokenizer_id(enc), None, identity, {})
 
 
+def check_compiler(device: torch.device) -> None:
+    """UserError where torch.compile cannot work: for a CPU it writes C++ that includes Python's headers."""
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name, header = os.environ.get("CXX", default), Path(sysconfig.get_path("include"), "Python.h")
+    missing = name if not shutil.which(name) else None if header.is_file() else header
+    if device.type == "cpu" and missing:
+        needs = "on a CPU it needs a C++ compiler (CXX names it) and Python's headers"
+        raise UserError(f"--compile: {missing} was not found, {needs}; install them or leave --compile out")
+
+
 def main():
     args, ckpt = parse_args()
     device = setup(args)
+    if args.compile:
+        check_compiler(device.device)
     enc = folder_tokenizer(args.data)
     eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
@@ -132,6 +149,7 @@ def main():
     model, start = new_or_resumed(args, ckpt, enc, identity, device)
     model.recompute = args.recompute
     if args.compile:
+        print("compiling the blocks: the first step takes about a minute", flush=True)
         model.compile_blocks()
     optimizer = make_optimizer(model, args)
     if ckpt:

@@ -82,6 +82,13 @@ def sample_texts(model, enc, prompts, places, stop: StopStrings | None, device, 
         yield from (tuple(x[j : j + G] for x in found) for j in range(0, len(rows), G))
 
 
+def batches(n: int, together: int) -> list[range]:
+    """Places 0 ... n - 1, `together` a process at a time; an eighth of that first, so that a count is shown soon."""
+    size = together * PROCESSES
+    ends = [0, *range(max(1, size // 8), n, size), n]
+    return [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
 def score_questions(
     model, enc, questions: list[Question], prompts, template, device, *, n_samples: int, grader="ours", **settings
 ):
@@ -91,8 +98,8 @@ def score_questions(
     finished: ended by end-of-text or a stop string of the `template`. `grader`: of data/graders.py. `settings`: of
     `sample_texts`."""
     stop, marker = StopStrings(enc, template.stops), template.marker
-    for i in range(0, len(questions), count := settings["together"] * PROCESSES):
-        places, mine = deal(range(len(questions))[i : i + count]), []
+    for batch in batches(len(questions), settings["together"]):
+        places, mine = deal(batch), []
         sampled = sample_texts(model, enc, prompts, places, stop, device, n_samples=n_samples, **settings)
         for place, (_, finished, texts, _) in zip(places, sampled, strict=True):
             gold = questions[place].answer

@@ -128,10 +128,8 @@ class Unfinished:
     def grow(self, rows: int, slots: int) -> None:
         """More slots a row, for the rows that are left."""
         for layer, kv in enumerate(self.tails):  # one by one: the old list whole would double the cache
-            tails = tuple(x.new_zeros(rows, x.shape[1], slots, x.shape[3]) for x in kv)
-            for new, old in zip(tails, kv, strict=True):
-                new[:, :, : old.shape[2]] = old[:rows]
-            self.tails[layer] = tails
+            _, K, old, D = kv[0].shape
+            self.tails[layer] = tuple(torch.cat((x[:rows], x.new_zeros(rows, K, slots - old, D)), 2) for x in kv)
 
 
 class Replayed(Unfinished):

@@ -21,8 +21,7 @@ class _NormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps: float):
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        r = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 
@@ -40,14 +39,21 @@ class _NormOnCPU(torch.autograd.Function):
         return torch.mul(g, weight, out=out).mul_(r).addcmul_(x, mean), dw, None
 
 
+def _inverse_rms(x, eps: float):
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    return square.div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 def rms_norm(x, weight, eps: float):
     """x (..., *weight.shape) over its root mean square along the last dimension, times weight (W,) or (n, W): n vectors
     of one width, normed in one call. In float32, also under autocast."""
     x = x.float()
     if torch.compiler.is_compiling():  # the compiler fuses the passes itself
         return rms_norm_reference(x, weight, eps)
-    if x.device.type == "cpu" and torch.is_grad_enabled():
-        return _NormOnCPU.apply(x, weight, eps)
+    if x.device.type == "cpu":
+        if torch.is_grad_enabled():
+            return _NormOnCPU.apply(x, weight, eps)
+        return (x * _inverse_rms(x, eps)).mul_(weight)
     if weight.ndim == 1:
         return F.rms_norm(x, weight.shape, weight, eps)
     return F.rms_norm(x, weight.shape[-1:], None, eps) * weight

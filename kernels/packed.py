@@ -5,6 +5,7 @@ of a prompt, other shapes as in model.py.
 """
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,15 @@ class Packed:
 
         tokens (N,)    p p p a a b b b q q c d d     prompt p with completions a and b, prompt q with c and d
 
-        slots          prompts (P, Tp)    completions (P * G, T)     keys that a completion's token sees
-                         p p p              a a .                      p p p | a up to itself
-                         q q .              b b b                      p p p | b up to itself
-                                            c . .                      q q . | c up to itself
-                                            d d .                      q q . | d up to itself
+        slots          prompts (P, Tp)    completions (rows, T)      keys that a completion's token sees
+                         p p p              c .                        q q . | c up to itself
+                         q q .              a a                        p p p | a up to itself
+                                            d d                        q q . | d up to itself
 
-    Pads (.) stand at the right, where causality hides them. A completion's last token is left out: nothing is predicted
+                                            b b b                      p p p | b up to itself
+
+    Pads (.) stand at the right, where causality hides them; completions of like length share a rectangle, since a row
+    as wide as the longest of all would be two thirds pads. A completion's last token is left out: nothing is predicted
     from it. With fewer than two neighbouring completions of a prompt on average each completion has its own copy of the
     prompt, and the slots are plain causal rows (B, T) of prompt + completion.
 
@@ -58,6 +61,7 @@ class Packed:
             torch.tensor(x, dtype=torch.long, device=device) for x in (tokens, positions, scoring)
         )
         self.first = self.prompt_lengths = None
+        self.completions = []  # of each rectangle of completions: the prompt of each row, and the bias of its keys
         if self.shared and kernels:
             rows = [
                 (start, n + sum(m for _, m in own)) for (start, n), own in zip(prompt_spans, own_spans, strict=True)
@@ -66,12 +70,13 @@ class Packed:
             self.first = first_keys(prompt_spans, own_spans, device)
             self.prompt_lengths = torch.tensor([n for _, n in prompt_spans], dtype=torch.int32, device=device)
         elif self.shared:
-            G = max(map(len, own_spans))
-            slots = [
-                span_slots(prompt_spans, device),
-                span_slots([s for own in own_spans for s in own + [(0, 0)] * (G - len(own))], device),
-            ]
-            self.visible = visible_to_completions(*slots)
+            slots = [span_slots(prompt_spans, device)]
+            rows = [(*span, p) for p, own in enumerate(own_spans) for span in own]
+            for rectangle in by_length([row for row in rows if row[1]]):
+                slots.append(span_slots([row[:2] for row in rectangle], device))
+                prompt = torch.tensor([p for *_, p in rectangle], device=device)  # of each row
+                seen = visible_to_completions(slots[0][prompt], slots[-1].shape[1])
+                self.completions.append((prompt, torch.where(seen, 0.0, -math.inf)))
         else:
             rows = [(start, n + own) for (start, n), [(_, own)] in zip(prompt_spans, own_spans, strict=True)]
             slots = [span_slots(rows, device)]
@@ -85,14 +90,15 @@ class Packed:
         q, k, v = (self.to_slots(x) for x in to_autocast(q, k, v))
         # The prompts, or whole rows.
         out = [attention(q[0], k[0], v[0], first=self.first, shared=self.prompt_lengths, impl=impl)]
-        if len(q) == 2:  # the completions
-            G = len(q[1]) // len(q[0])
-            k, v = (torch.cat((x[0].repeat_interleave(G, 0), x[1]), 2) for x in (k, v))
-            q, dtype = q[1], q[1].dtype
-            if q.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):  # slow: attention_torch.py
-                q, k, v = q.float(), k.float(), v.float()
-            with torch.autocast(q.device.type, enabled=False):
-                own = F.scaled_dot_product_attention(q, k, v, self.visible, enable_gqa=q.shape[1] != k.shape[1])
+        dtype, grouped = q[0].dtype, q[0].shape[1] != k[0].shape[1]
+        narrow = q[0].device.type == "cpu" and dtype in (torch.float16, torch.bfloat16)  # slow: attention_torch.py
+        for i, (prompt, bias) in enumerate(self.completions, 1):
+            keys, values = (torch.cat((x[0].index_select(0, prompt), x[i]), 2) for x in (k, v))
+            query = q[i]
+            if narrow:
+                query, keys, values = query.float(), keys.float(), values.float()
+            with torch.autocast(query.device.type, enabled=False):
+                own = F.scaled_dot_product_attention(query, keys, values, bias.to(query.dtype), enable_gqa=grouped)
             out.append(own.to(dtype))
         out = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in out])  # (slots, H, D)
         return move_rows(out, self.slot_of, self.token_of).transpose(0, 1)[None]
@@ -121,9 +127,18 @@ def first_keys(prompt_spans, own_spans, device) -> torch.Tensor:
     return torch.tensor([r + [2**31 - 1] * (longest - len(r)) for r in rows], dtype=torch.int32, device=device)
 
 
-def visible_to_completions(prompts: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Slots (P, Tp) and (P * G, T) -> mask (P * G, 1, T, Tp + T): the whole prompt, and the own tokens so far."""
-    T = own.shape[1]
-    seen = (prompts >= 0).repeat_interleave(len(own) // len(prompts), 0)[:, None].expand(-1, T, -1)
-    causal = torch.ones(T, T, dtype=torch.bool, device=own.device).tril().expand(len(own), -1, -1)
+def by_length(rows: list[tuple]) -> list[list[tuple]]:
+    """Rows (first token, number of tokens, ...) in lists of like length: up to 16 tokens, 32, 64 ..."""
+
+    def width(row):
+        return max(16, 1 << (row[1] - 1).bit_length())
+
+    return [list(group) for _, group in itertools.groupby(sorted(rows, key=width), key=width)]
+
+
+def visible_to_completions(prompts: torch.Tensor, T: int) -> torch.Tensor:
+    """Prompts' slots (rows, Tp) and T slots of completions -> mask (rows, 1, T, Tp + T): the whole prompt, and the own
+    tokens so far."""
+    seen = (prompts >= 0)[:, None].expand(-1, T, -1)
+    causal = torch.ones(T, T, dtype=torch.bool, device=prompts.device).tril().expand(len(prompts), -1, -1)
     return torch.cat((seen, causal), 2)[:, None]

@@ -1,22 +1,23 @@
-"""Matrix products of float32 on an x86 CPU, by oneDNN.
+"""Matrix products of float32 on a CPU with AVX-512, by oneDNN.
 
     matmul(a, b)        a @ b
     linear(x, weight)   x @ weight.T and its gradient: what nn.Linear computes
 
 torch.mm and F.linear give float32 to MKL, which leaves AVX-512 unused on AMD's CPUs: 100 GFLOP/s on one core, where
-oneDNN has 240 (with AVX2 alone 105 and 120). Both multiply and add in float32; the order of their sums differs. Other
-dtypes and devices, autocast and torch.compile go where torch sends them.
+oneDNN has 240. With AVX2 alone oneDNN is no faster, with few rows or a transposed factor slower (bench/README.md). Both
+multiply and add in float32; the order of their sums differs. CPUs without AVX-512, other dtypes and devices, autocast
+and torch.compile go where torch sends them.
 """
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-ON_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _by_onednn(x) -> bool:
-    return ON_X86 and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+    return ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
 
 
 def _onednn(x, weight):

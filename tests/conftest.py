@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +18,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the stages that run as subpr
 torch.set_num_threads(1)
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
 @dataclass
 class Ended:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def checkout_stays_as_it_is():
+    """No test leaves a file where the user keeps the code, nor a world that later tests would take for the user's."""
+    before = {path.name for folder in (ROOT, ROOT / "data") for path in folder.iterdir()}
+    yield
+    after = {path.name for folder in (ROOT, ROOT / "data") for path in folder.iterdir()}
+    assert after - before <= {"__pycache__", ".pytest_cache"}, after - before
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,12 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_world_beside(monkeypatch, tmp_path):
+    """--plan reads the vocabulary of --data if it is there, as a user's data/world is."""
+    monkeypatch.chdir(tmp_path)
+
+
 def close(told: float, measured: float, within: float = 0.15) -> bool:
     return abs(told / measured - 1) <= within
 

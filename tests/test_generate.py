@@ -225,6 +225,19 @@ def test_top_p_of_flat_rows():
     assert set(drawn[1::2].tolist()) == {5, 6}
 
 
+def test_top_p_draws_as_a_sort_of_all_ids_would():
+    """Rows whose nucleus is one id, a few, some dozens and most, side by side: the same ids for the same noise."""
+    torch.manual_seed(0)
+    probs = (torch.randn(800, 300) * torch.tensor([30.0, 4.0, 2.0, 0.2]).repeat(200)[:, None]).softmax(-1)
+    u, top_p = torch.rand(800), 0.95
+    ordered, ids = probs.sort(dim=-1, descending=True)
+    kept = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    sizes = (kept > 0).sum(-1)
+    assert all(int(((low < sizes) & (sizes <= high)).sum()) > 50 for low, high in ((0, 1), (1, 8), (8, 64), (64, 300)))
+    want = ids.gather(1, inverse_cdf(kept, u)[:, None]).squeeze(1)
+    assert torch.equal(sample_tokens(probs.log(), u, 1.0, top_p), want)
+
+
 def test_top_p_in_generate():
     table = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(4, 4)
     out = bigram_model(table).generate([[0], [1, 2]], n_samples=300, max_new_tokens=4, eos_id=9, top_p=0.65)

@@ -126,9 +126,9 @@ def test_completion_logprobs_of_unequal_rows():
     assert logprobs[~mask].abs().max() == 0 and logprobs.requires_grad and not entropy.requires_grad
 
 
-GROUPS = (  # (prompts, completions): groups of 3, 1 and 4 with a repeat of the first prompt apart; one-token rows; 0s
+GROUPS = (  # (prompts, completions): groups of 3, 1 and 4 with a repeat of the first prompt apart; 1 to 40 tokens; 0s
     [[256, 7, 0]] * 3 + [[256]] + [[256, 7, 0, 0, 9]] * 4 + [[256, 7, 0]] * 2,
-    [[0, 0, 256], [5], [0, 0, 8, 1], [4, 4], [1] * 6, [0], [2, 256], [3, 1, 256], [0, 0, 256], [256]],
+    [[0, 0, 256], [5], [0, 0, 8, 1], [4] * 40, [1] * 20, [0], [2, 256], [3, 1, 256], [0, 0, 256], [256]],
 )
 
 
@@ -140,8 +140,8 @@ def test_shared_prompts_are_read_once_and_change_nothing(variant, kernels, monke
     monkeypatch.setattr("model.choose_impl", lambda *_: "triton" if kernels else "torch")  # the layout, not the kernel
     packed = Packed(prompts, completions, model.device, kernels)
     assert packed.shared and len(packed.idx) == 12 + sum(len(c) - 1 for c in completions)
-    assert len(packed.shapes) == (1 if kernels else 2)
-    weights = torch.rand(10, 6, generator=torch.Generator().manual_seed(1))
+    assert len(packed.shapes) == (1 if kernels else 4)  # completions of up to 16, 32 and 64 tokens apart
+    weights = torch.rand(10, 40, generator=torch.Generator().manual_seed(1))
     logprobs, _, mask = model.completion_logprobs(prompts, completions)
     (logprobs * weights).sum().backward()
     got = {name: p.grad for name, p in model.named_parameters()}
@@ -157,7 +157,7 @@ def test_shared_prompts_are_read_once_and_change_nothing(variant, kernels, monke
 
 
 def test_few_repeats_are_not_shared():
-    """Sharing pads every prompt to the largest group: it needs two completions a prompt."""
+    """It needs two completions a prompt."""
     prompts = [[256, 1], [256, 1], [256, 2]]
     assert not Packed(prompts, [[1, 2]] * 3, "cpu").shared
     assert Packed(prompts[:2], [[1, 2]] * 2, "cpu").shared

@@ -121,6 +121,14 @@ def test_compile_is_asked_for(ok, world, tmp_path, monkeypatch):
     assert compiled == [2]
 
 
+@pytest.mark.parametrize("lacks", ["compiler", "headers"])
+def test_compile_without_a_compiler(refused, world, tmp_path, monkeypatch, lacks):
+    monkeypatch.setenv("CXX", "no-such-c++" if lacks == "compiler" else "python3")
+    monkeypatch.setattr(train_pretrain.sysconfig, "get_path", lambda name: str(tmp_path))
+    word = "no-such-c++ was not found" if lacks == "compiler" else "Python.h was not found"
+    refused("train_pretrain", "--data", world, "--out", tmp_path / "a", *TINY, "--compile", words=("--compile", word))
+
+
 def test_non_finite_loss_stops_and_saves_nothing(refused, world, tmp_path, monkeypatch):
     """The loss turns to NaN at step 5: checkpoints 2 and 4 stay, whole, and none is written after."""
     real, calls = train_pretrain.pretrain_loss, []

@@ -59,8 +59,9 @@ OTHER = {  # values that act in so small a run; every other flag gets a changed 
 
 
 @pytest.fixture(autouse=True)
-def signal_from_the_first_step(monkeypatch):
+def signal_from_the_first_step(monkeypatch, tmp_path):
     """A reward that is a coin on the text, and stop strings that random models write."""
+    monkeypatch.chdir(tmp_path)  # where `--sampler nobody` makes its folder
     monkeypatch.setattr("tools.mailbox.PATIENCE", 0.1)
     monkeypatch.setattr("train_rl.reward", lambda text, *_: float(sum(map(ord, text)) % 2))
     stops = tuple(map(chr, range(32, 127)))

@@ -263,7 +263,7 @@ class Bill:
                 tried = [h | more for more in ({}, {"recompute": True}) for h in halves]
                 fits = [h for h in tried if self.changed(**h).needs()[place] <= 1e9 * self.card.memory]
                 if not fits:
-                    return "more or larger cards; docs/paper_scale.md says what else there is"
+                    return "more or larger cards; docs/many_gpus.md says what else there is"
                 found |= fits[0]
         told = {name.replace("_", "-"): value for name, value in found.items() if value != getattr(a, name, None)}
         return " ".join(f"--{name}" + f" {value}" * (value is not True) for name, value in told.items())
