@@ -133,8 +133,6 @@ def parse(p: argparse.ArgumentParser, script: str, presets: dict | None = None, 
     if args.out is None:
         args.out = f"runs/{Path(script).stem.removeprefix('train_')}"
     check_numbers(args)
-    if not args.plan:
-        world_if_absent(args.data)
     return args, ckpt
 
 
@@ -204,6 +202,7 @@ def load_start(args, ckpt: dict | None, device: Device, choose: Callable | None 
     path = args.resume or args.init
     source = ckpt or load_checkpoint(path)
     check_preset(args.preset, source, path)
+    world_if_absent(args.data)  # once the checkpoint is known to be one
     enc = tokenizer_of(source["tokenizer"], args.data, path)
     model = load_model(source, path, device.device, args.kernels)
     model.recompute = args.recompute

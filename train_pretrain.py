@@ -33,7 +33,7 @@ from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS as SHAPES
 from model import build_model, load_model
 from processes import deal, together
-from stage import Run, Start, add_system_args, add_training_args, parse, preset_values, sixth
+from stage import Run, Start, add_system_args, add_training_args, parse, preset_values, sixth, world_if_absent
 
 PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, warmup_steps=477, z_loss=1e-5)
 PAPER |= dict(document_mask=False, micro_batch_size=4, save_every=1000, seed=6198)
@@ -137,6 +137,7 @@ def main():
     device = setup(args)
     if args.compile:
         check_compiler(device.device)
+    world_if_absent(args.data)
     enc = folder_tokenizer(args.data)
     eot = enc.eot_token if args.document_mask else None
     rows = args.batch_tokens // args.block_size
