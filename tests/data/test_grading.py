@@ -389,7 +389,7 @@ def test_hostile_text_costs_little(part):
     for completion in (text, "#### " + text, "\\boxed{" + text + "}", "#### 1 " + text):
         began = time.process_time()
         reward(completion, "1"), reward_flexible(completion, text)
-        assert time.process_time() - began < 0.5  # a tenth of that, on a machine with nothing else to do
+        assert time.process_time() - began < 10  # 0.3 s on a slow machine; what backtracks over 100 kB takes minutes
 
 
 def test_no_number_is_read_of_odd_text():
