@@ -274,12 +274,19 @@ def paper_prompts(args, ckpt: dict) -> None:
         args.n_shot = 8 if TEMPLATES[args.template].turn else 0
 
 
+def asks_the_world(args) -> bool:
+    return not args.tasks or bool(set(args.tasks) & {*QUESTION_SETS, *WORLD_TASKS})
+
+
 def chosen_tasks(args) -> list[str]:
     """`--tasks`, or the world's two tiers and its benchmarks as far as `--data` holds them."""
     known = (*TASKS, *WORLD_TASKS, *REAL_TASKS)
     if args.tasks:
         if unknown := [task for task in args.tasks if task not in known]:
             raise UserError(f"--tasks {unknown[0]}: unknown; choose from {' '.join(known)}")
+    if asks_the_world(args):
+        world_if_absent(args.data)
+    if args.tasks:
         return args.tasks
     data = Path(args.data)
     found = ["gsm", "hard"] if (data / "test.jsonl").exists() else []
@@ -293,9 +300,7 @@ def chosen_tasks(args) -> list[str]:
 def tokenizer_for(args, ckpt: dict):
     """The tokenizer that lies in the checkpoint, else `--data`'s, which must be the checkpoint's; where only real sets
     are asked for, which need nothing of `--data`'s default, the world, the one that the checkpoint names."""
-    folder, of_world = Path(args.data), not args.tasks or set(args.tasks) & {*QUESTION_SETS, *WORLD_TASKS}
-    if of_world:
-        world_if_absent(args.data)
+    folder, of_world = Path(args.data), asks_the_world(args)
     name = ckpt["tokenizer"]["name"]
     if "ranks" in ckpt["tokenizer"]:
         return tokenizer_of(ckpt["tokenizer"], folder, args.ckpt)
@@ -364,7 +369,8 @@ def main():
     device = setup(args)
     made = provenance(__file__, device)
     used = {name: made.pop(name) for name in ("device_used", "dtype_used", "threads_used", "processes")}
-    enc, tasks = tokenizer_for(args, ckpt), chosen_tasks(args)
+    tasks = chosen_tasks(args)
+    enc = tokenizer_for(args, ckpt)
     model = load_model(ckpt, args.ckpt, device.device, args.kernels)
     reference = load_reference(args, ckpt, enc, device)
     describe_model(model, args.ckpt, ckpt)

@@ -34,6 +34,20 @@ def test_a_mistake_on_the_real_command_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_no_world_is_made_before_a_mistake_is_told(refused, base, tmp_path, monkeypatch):
+    """Making it takes 20 seconds."""
+    monkeypatch.chdir(tmp_path)
+    for name, flags, word in (
+        ("train_sft", ["--init", "none.pt"], "none.pt"),
+        ("merge", ["--init", "none.pt"], "none.pt"),
+        ("train_pretrain", ["--batch-tokens", 8], "--batch-tokens 8"),
+        ("evaluate", ["--ckpt", "none.pt"], "none.pt"),
+        ("evaluate", ["--ckpt", base, "--tasks", "gsm", "poems"], "poems"),
+    ):
+        refused(name, *flags, words=(word,))
+        assert not Path("data").exists(), name
+
+
 def test_every_top_level_file_says_what_it_is_when_run():
     """A library names what to run instead; `python model.py` shows the shapes."""
     root = Path(common.__file__).parent

@@ -14,6 +14,7 @@ import evaluate
 from common import Device, UserError, load_checkpoint
 from data.checkpoints import weights_hash
 from data.math_qa import load_questions
+from data.pass_at_k import batches
 from data.tokens import general_text, val_batches
 from evaluate import mean_stderr, pass_at_k
 
@@ -156,6 +157,11 @@ def test_strict_scoring_and_unbiased_pass_at_k(ok, world, chain, tmp_path):
         want = (1 - math.comb(12 - c, k) / math.comb(12, k)) / 5
         assert gsm["strict"][f"pass@{k}"]["value"] == pytest.approx(want)
     assert gsm["questions"]["answers"][0] == {"18": 12 - c, "19": c}
+
+
+def test_the_first_batch_is_an_eighth():
+    assert batches(20, 8) == [range(0, 1), range(1, 9), range(9, 17), range(17, 20)]
+    assert batches(20, 128) == [range(0, 16), range(16, 20)] and batches(3, 128) == [range(0, 3)]
 
 
 def test_results_do_not_depend_on_batching(ok, world, base, tmp_path):
