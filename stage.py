@@ -4,9 +4,12 @@ they name, and the run folder."""
 import argparse
 import json
 import math
+import os
 import shlex
+import shutil
 import signal
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -168,6 +171,16 @@ def need_flags(p: argparse.ArgumentParser) -> None:
         commands = [line.split("  #")[0].strip() for line in p.description.splitlines()]
         example = next((c for c in commands if c.startswith("python ") and ".py " in c), f"python {p.prog} --out DIR")
         raise UserError(f"{p.prog} needs flags; for example: {example} (--help lists them all)")
+
+
+def check_compiler(device: torch.device) -> None:
+    """UserError where torch.compile cannot work: for a CPU it writes C++ that includes Python's headers."""
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name, header = os.environ.get("CXX", default), Path(sysconfig.get_path("include"), "Python.h")
+    missing = name if not shutil.which(name) else None if header.is_file() else header
+    if device.type == "cpu" and missing:
+        needs = "on a CPU it needs a C++ compiler (CXX names it) and Python's headers"
+        raise UserError(f"--compile: {missing} was not found, {needs}; install them or leave --compile out")
 
 
 def world_if_absent(folder: str) -> None:

@@ -16,12 +16,7 @@ paper's run; (2) checkpoints are log-spaced by default, the paper keeps one ever
 
 import argparse
 import math
-import os
-import shutil
-import sys
-import sysconfig
 import time
-from pathlib import Path
 
 import torch
 
@@ -33,7 +28,17 @@ from data.tokens import TokenMix, document_starts, val_batches
 from model import PRESETS as SHAPES
 from model import build_model, load_model
 from processes import deal, together
-from stage import Run, Start, add_system_args, add_training_args, parse, preset_values, sixth, world_if_absent
+from stage import (
+    Run,
+    Start,
+    add_system_args,
+    add_training_args,
+    check_compiler,
+    parse,
+    preset_values,
+    sixth,
+    world_if_absent,
+)
 
 PAPER = dict(block_size=4096, batch_tokens=2_097_152, steps=23_842, lr=4e-4, warmup_steps=477, z_loss=1e-5)
 PAPER |= dict(document_mask=False, micro_batch_size=4, save_every=1000, seed=6198)
@@ -120,16 +125,6 @@ def new_or_resumed(args, ckpt: dict | None, enc, identity: dict, device):
     model = build_model(shape, vocab_size=enc.n_vocab, block_size=args.block_size).to(device.device)
     model.impl = args.kernels
     return model, Start(0, 0, tokenizer_id(enc), None, identity, {})
-
-
-def check_compiler(device: torch.device) -> None:
-    """UserError where torch.compile cannot work: for a CPU it writes C++ that includes Python's headers."""
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    name, header = os.environ.get("CXX", default), Path(sysconfig.get_path("include"), "Python.h")
-    missing = name if not shutil.which(name) else None if header.is_file() else header
-    if device.type == "cpu" and missing:
-        needs = "on a CPU it needs a C++ compiler (CXX names it) and Python's headers"
-        raise UserError(f"--compile: {missing} was not found, {needs}; install them or leave --compile out")
 
 
 def main():

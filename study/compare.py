@@ -87,12 +87,12 @@ class Ablations:
         own = {"init": args.init, "data": args.data, "out": args.out, "seed": args.seed, "task": args.task}
         settings = [read_setting(text, own, args.called_from) for text in args.compare]
         self.settings, self.base_of = with_baselines(settings, own)
+        self.init = self.given_checkpoint()
         for split in ("train", args.split):
             load_questions(str(args.data), args.task, split)  # what is missing is said now
         self.ks = sorted({1, min(8, args.n_samples), args.n_samples})
         found = [b for b in WORLD_TASKS if (args.data / f"bench_{b}.jsonl").exists()]
         self.questions = [args.task, *found]
-        self.init = self.given_checkpoint()
         self.tasks: list[Task] = []
         self.runs: dict[tuple[str, int], Task] = {}
         self.asked: dict[tuple[str, int | None], Task] = {}
@@ -104,6 +104,7 @@ class Ablations:
     def given_checkpoint(self) -> Task:
         """The start, as a task that is done."""
         ckpt = load_checkpoint(self.args.init)
+        world_if_absent(shown(self.args.data))
         tokenizer_of(ckpt["tokenizer"], self.args.data, self.args.init)
         record = {"path": str(self.args.init), "address": weights_hash(ckpt["model"])[:10]}
         return Task("init", "given", "init", "", {}, self.args.init.name, 0.0, record=record)
@@ -313,7 +314,6 @@ def main() -> None:
     args = parse_args()
     plot.pyplot()  # without it, say so before the work
     os.chdir(HERE)
-    world_if_absent(shown(args.data))
     c = Ablations(args)
     if args.split == "test":
         print(f"CAREFUL: {LOUD}")

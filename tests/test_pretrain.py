@@ -1,5 +1,7 @@
 """Pre-training: the loss by hand, checkpoints along the way, held-out loss.   pytest -q tests/test_pretrain.py"""
 
+import sysconfig
+
 import pytest
 import torch
 from tiny import assert_same, load, read_jsonl, tiny_model
@@ -124,7 +126,7 @@ def test_compile_is_asked_for(ok, world, tmp_path, monkeypatch):
 @pytest.mark.parametrize("lacks", ["compiler", "headers"])
 def test_compile_without_a_compiler(refused, world, tmp_path, monkeypatch, lacks):
     monkeypatch.setenv("CXX", "no-such-c++" if lacks == "compiler" else "python3")
-    monkeypatch.setattr(train_pretrain.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     word = "no-such-c++ was not found" if lacks == "compiler" else "Python.h was not found"
     refused("train_pretrain", "--data", world, "--out", tmp_path / "a", *TINY, "--compile", words=("--compile", word))
 
