@@ -17,7 +17,7 @@ LAPTOP = dict(
     rl=dict(steps=48, lr=1e-4), sft=dict(lr=2e-4), gold=dict(lr=2e-4), sft_rl=dict(steps=48, lr=1e-4),
     parallel=dict(steps=48, lr=3e-4, sft_lr=3e-4),
     at_early=dict(rl=dict(steps=144), sft_rl=dict(steps=144), parallel=dict(steps=144)),
-    trials=dict(rl=4, sft=4, gold=4, sft_rl=4, parallel=4),  # of docs/tuning.md, at each of the two checkpoints
+    trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3),  # of docs/tuning.md, at each of the two checkpoints
     test=dict(limit=400, bench_limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     beyond="long",  # the questions that are longer than what pre-training read
 )  # fmt: skip
@@ -31,9 +31,8 @@ LAB = dict(
             many=64, steps=40),
 )  # fmt: skip
 TUNING = dict(  # rates tried, as many for each method; parallel's are both its rates
-    trial_rates=dict(rl=[5e-5, 1e-4, 2e-4, 4e-4], sft_rl=[5e-5, 1e-4, 2e-4, 4e-4],
-                              sft=[1e-4, 2e-4, 4e-4, 8e-4], gold=[1e-4, 2e-4, 4e-4, 8e-4],
-                              parallel=[1.5e-4, 3e-4, 6e-4, 1.2e-3]),
+    trial_rates=dict(rl=[5e-5, 1e-4, 2e-4], sft_rl=[5e-5, 1e-4, 2e-4], sft=[1e-4, 2e-4, 4e-4], gold=[1e-4, 2e-4, 4e-4],
+                     parallel=[1.5e-4, 3e-4, 6e-4]),
     trial_at_early=dict(rl=dict(steps=72), sft_rl=dict(steps=72), parallel=dict(steps=72)),
     val=dict(limit=200, bench_limit=200, n_samples=32, k=[1, 8, 32]),
 )  # fmt: skip
