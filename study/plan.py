@@ -107,7 +107,8 @@ def every_method_once(plan: Plan) -> None:
 def axis(plan: Plan) -> None:
     """Questions × passes at the late checkpoint of the first seed. What the main runs hold is not run again."""
     a, start = plan.p["axis"], plan.at(plan.late, plan.seed)
-    asked = dict(limit=a["limit"])
+    asked, end = dict(limit=a["limit"]), plan.p["passes"][-1]
+    held = {"sft": (plan.p["start_passes"], end), "gold": (end,)}  # what the main runs' evaluations are of
     for pool, passes in a["pools"].items():
         plan.block = f"what decides: {pool} questions"
         train, main = partial(plan.train, start=start, n_questions=pool, group="axis"), pool == plan.p["pool"]
@@ -115,10 +116,10 @@ def axis(plan: Plan) -> None:
             plan.score(train("rl", variant=f"{pool}"), **asked)
             plan.score(train("parallel", variant=f"{pool}"), **asked)
         for method, kept in (("sft", passes), ("gold", a["gold"].get(pool, passes))):
-            again = not main or max(kept) > plan.p["passes"][-1]  # longer than the main run
+            again = not main or max(kept) > end  # longer than the main run
             of = train(method, variant=f"{pool}", passes=kept) if again else plan.run_of(method, start)
             for n in kept:
-                if not main or n not in (plan.p["passes"] if method == "sft" else plan.p["passes"][-1:]):
+                if not main or n not in held[method]:
                     plan.evaluate(of, plan.updates(n, pool), method, group="axis", variant=f"{pool}x{n}", **asked)
             for n in a["rl_after"][pool] if method == "sft" else []:
                 after = of, plan.updates(n, pool)
