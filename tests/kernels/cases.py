@@ -4,7 +4,7 @@
     TRITON_INTERPRET=1 KERNELS_IMPL=triton pytest -q tests/kernels   the Triton kernels, interpreted on the CPU
     KERNELS_IMPL=triton pytest -q tests/kernels                      the Triton kernels on a GPU, bfloat16 too
 
-The first also runs the second (or, with a GPU, the third) in a process of its own, from test_processes.py.
+The first also runs the second (and, with a GPU, the third) in processes of their own, from test_processes.py.
 """
 
 import os
