@@ -1,6 +1,8 @@
 """The parts of bench/gpu.py that measure: tiles, peers, memory, launches, and whole training and sampling steps."""
 
+import contextlib
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -29,7 +31,7 @@ def tile_work(m: Machine, kernel: str, D: int | None, T: int):
     if D is None:
         row, kind = logprob_file.LOGPROB_TILES[table][0][kernel == "_logprob_bwd"], tiles.LogprobTile
         width = m.pick(2048, 32)
-        hidden, weight = m.randn(2 * T, width, grad=True), m.randn(m.pick(32_000, 130), width, grad=True)
+        hidden, weight = m.randn(2 * T, width, grad=True), m.randn(m.pick(32_000, 70), width, grad=True)
         targets = torch.arange(2 * T, device=m.device) % len(weight)
 
         def work(tile):
@@ -78,7 +80,7 @@ def best_tile(m: Machine, work, row, candidates) -> dict:
 
 # ---------------------------------------------------------------- peers
 def peers(m: Machine):
-    shapes = m.pick([(32, 12, 12, 512, 64), (4, 16, 16, 4096, 128), (4, 32, 8, 4096, 128)], [(1, 2, 2, 40, 32)])
+    shapes = m.pick([(32, 12, 12, 512, 64), (4, 16, 16, 4096, 128), (4, 32, 8, 4096, 128)], [(1, 1, 1, 40, 32)])
     for B, H, H_kv, T, D in shapes:
         q = m.randn(B, H, T, D, grad=True)
         k, v = (m.randn(B, H_kv, T, D, grad=True) for _ in range(2))
@@ -91,7 +93,7 @@ def peers(m: Machine):
                 yield dict(
                     case=case, variant=name, **timed_variant(m, make, (q, k, v), g, flops if mask is None else None)
                 )
-    for N, V, D in m.pick([(8192, 50_304, 768), (8192, 100_352, 2048)], [(40, 130, 32)]):
+    for N, V, D in m.pick([(8192, 50_304, 768), (8192, 100_352, 2048)], [(20, 70, 32)]):
         hidden, weight = m.randn(N, D, grad=True), (m.randn(V, D) * 0.02).requires_grad_()
         targets, g = torch.randint(V, (N,), device=m.device), torch.randn(N, device=m.device)
         for name, make in logprob_variants(m, hidden, weight, targets).items():
@@ -178,11 +180,11 @@ def logprob_variants(m: Machine, hidden, weight, targets) -> dict:
 # ---------------------------------------------------------------- memory
 def memory(m: Machine):
     """Peak beyond inputs and outputs that are held, of forward + backward; nothing is timed here."""
-    q, k, v = (m.randn(*m.pick((4, 16, 4096, 128), (1, 2, 40, 32)), grad=True) for _ in range(3))
+    q, k, v = (m.randn(*m.pick((4, 16, 4096, 128), (1, 1, 40, 32)), grad=True) for _ in range(3))
     g, first = m.randn(*q.shape), document_starts(*q.shape[::2][:2], m.pick(1024, 16), m.device)
     for name, make in attention_variants(m, q, k, v, first).items():
         yield dict(case="attention with documents", variant=name, **peak(m, make, (q, k, v), g))
-    shape = m.pick((8192, 100_352, 2048), (40, 130, 32))
+    shape = m.pick((8192, 100_352, 2048), (20, 70, 32))
     hidden, weight = m.randn(shape[0], shape[2], grad=True), m.randn(shape[1], shape[2], grad=True)
     targets, g = torch.randint(shape[1], shape[:1], device=m.device), torch.randn(shape[0], device=m.device)
     for name, make in logprob_variants(m, hidden, weight, targets).items():
@@ -239,7 +241,7 @@ def end_to_end(m: Machine):
             ["--preset", "gpt2", "--batch", 8, "--block", 1024, "--micro", 8], [*tiny, "--batch", 2, "--block", 16]
         )
         steps = ["--warmup", 0, "--steps", m.pick(30, 2), "--repeats", 1, "--kernels", impl]
-        losses[impl] = run(m, "pretrain", *size, *device, *steps)["losses"]
+        losses[impl] = run(m, "pretrain", *size, *device, *steps, here=m.rehearse)["losses"]
     apart = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
     row = dict(case=f"loss of {len(losses['torch'])} steps", first=losses["torch"][0], last=losses["torch"][-1])
     yield row | dict(triton_minus_torch=apart, passed=apart < m.pick(0.02, 1e-4))
@@ -268,7 +270,7 @@ def end_to_end(m: Machine):
                     yield row | dict(note=str(error)[-120:])
 
 
-RL = ["--prompts", 1, "--samples", 8, "--max-new", 4, "--prompt-lens", 3, 6, "--steps", 1, "--micro", 4]
+RL = ["--prompts", 1, "--samples", 8, "--max-new", 3, "--prompt-lens", 3, 6, "--steps", 1, "--micro", 4]
 
 
 def training_row(m: Machine, variant: str, documents: int, device, flags, ceiling: float) -> dict:
@@ -287,8 +289,13 @@ def rl_row(found: dict) -> dict:
     }
 
 
-def run(m: Machine, script: str, *flags) -> dict:
-    """The JSON line of `python -m bench.SCRIPT`."""
+def run(m: Machine, script: str, *flags, here: bool = False) -> dict:
+    """The JSON line of `python -m bench.SCRIPT`; here: in this process, as importing torch is most of a rehearsal."""
+    if here:
+        argv = patch.object(sys, "argv", [script, *map(str, flags)])
+        with argv, contextlib.redirect_stdout(io.StringIO()) as out:
+            importlib.import_module(f"bench.{script}").main()
+        return json.loads(out.getvalue().strip().splitlines()[-1])
     command = [sys.executable, "-m", f"bench.{script}", *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=m.pick(200, 60))
     if done.returncode:

@@ -68,7 +68,7 @@ def test_on_the_command_line(world, tmp_path, encoding):
     ckpt, out = write_ckpt(tmp_path / "c.pt", bigram_model(table)), tmp_path / "r.json"
     command = [sys.executable, "evaluate.py", "--ckpt", ckpt, "--data", world, "--out", out, *QUICK]
     env = {**os.environ, "PYTHONIOENCODING": encoding}
-    for shown in (subprocess.PIPE, "closed"):
+    for shown in (subprocess.PIPE, "closed")[: 2 if encoding == "ascii" else 1]:  # who reads has no say in the letters
         out.unlink(missing_ok=True)
         read, write = os.pipe()
         if shown == "closed":

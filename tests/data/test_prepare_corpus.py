@@ -171,7 +171,7 @@ def test_a_killed_command_goes_on_and_leaves_no_process(tmp_path):
     source = tmp_path / "shards"
     source.mkdir()
     for i in range(6):
-        rows = [json.dumps({"text": f"Document {n} of file {i}. " * 20}) for n in range(4000)]
+        rows = [json.dumps({"text": f"Document {n} of file {i}. " * 20}) for n in range(1500)]
         (source / f"{i}.jsonl").write_text("\n".join(rows))
     save_ranks(BYTES._mergeable_ranks, tmp_path / "bytes.tiktoken")
     flags = ["corpus", str(source), "--tokenizer", str(tmp_path / "bytes.tiktoken"), "--workers", "2"]

@@ -4,7 +4,7 @@
     TRITON_INTERPRET=1 KERNELS_IMPL=triton pytest -q tests/kernels   the Triton kernels, interpreted on the CPU
     KERNELS_IMPL=triton pytest -q tests/kernels                      the Triton kernels on a GPU, bfloat16 too
 
-The first also runs the second (or, with a GPU, the third) in a process of its own, from test_processes.py.
+The first also runs the second (and, with a GPU, the third) in processes of their own, from test_processes.py.
 """
 
 import os
@@ -20,6 +20,8 @@ DEVICE = "cuda" if IMPL == "triton" and not dispatch.interpreted() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
 TOLERANCE |= {} if dispatch.interpreted() else {torch.bfloat16: 1.6e-2}
 GUARD = 512  # NaNs on both sides of every buffer
+# Query and key heads: grouped, and as few as that takes where every program runs in Python.
+HEADS = (2, 1) if dispatch.interpreted() else (4, 2)
 triton_only = pytest.mark.skipif(IMPL != "triton", reason="a property of the Triton path")
 torch_only = pytest.mark.skipif(IMPL != "torch", reason="a property of the torch path")
 

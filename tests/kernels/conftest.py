@@ -3,6 +3,12 @@
 import pytest
 import torch
 from cases import DEVICE, GUARD
+from interpreter import patch_once_a_launch
+
+from kernels import dispatch
+
+if dispatch.interpreted() and dispatch.triton is not None:
+    patch_once_a_launch()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DEVICE, IMPL, TOLERANCE, assert_close, guarded, random, torch_only, triton_only
+from cases import DEVICE, HEADS, IMPL, TOLERANCE, assert_close, guarded, random, torch_only, triton_only
 
 from kernels import attention as attention_file
 from kernels import attention_torch as attention_torch_file
@@ -46,7 +46,7 @@ def check_attention(q, k, v, first, dtype, shared=None):
 @pytest.mark.parametrize(
     "B, H, H_kv, T, D, mode",
     [
-        (2, 2, 2, 1, 32, None),
+        (2, 1, 1, 1, 32, None),
         (2, 2, 1, 17, 32, "padded"),
         (1, 1, 1, 64, 64, "packed"),
         (1, 4, 2, 100, 32, "packed"),
@@ -185,7 +185,8 @@ def test_attention_with_a_shared_prompt(poison, prompt):
     own = shared[:, None] + (t - shared[:, None]).div(17, rounding_mode="floor") * 17
     first = torch.where(t < shared[:, None], 0, own).int()
     first[1, 120:] = 2**31 - 1
-    q, k, v = (random(2, T, h, 32).transpose(1, 2) for h in (4, 2, 2))
+    H, H_kv = HEADS
+    q, k, v = (random(2, T, h, 32).transpose(1, 2) for h in (H, H_kv, H_kv))
     check_attention(q, k, v, first, torch.float32, shared)
 
 
@@ -196,9 +197,10 @@ def test_attention_with_a_shared_prompt(poison, prompt):
 def test_attention_with_the_tiles_of_a_gpu(poison, monkeypatch, target, D, T, mode):
     monkeypatch.setattr(attention_file, "target_of", lambda tensor: target)
     monkeypatch.setattr(attention_file, "attention_tiles", lambda t, D, dtype: attention_tiles(t, D, torch.float16))
-    q, k, v = (random(2, T, h, D).transpose(1, 2) for h in (2, 1, 1))
+    B = 2 if mode == "shared" else 1  # rows differ in what they share alone
+    q, k, v = (random(B, T, h, D).transpose(1, 2) for h in (2, 1, 1))
     shared = torch.tensor([70, 130], dtype=torch.int32, device=DEVICE) if mode == "shared" else None
-    check_attention(q, k, v, make_first("packed" if shared is not None else mode, 2, T), torch.float32, shared)
+    check_attention(q, k, v, make_first("packed" if shared is not None else mode, B, T), torch.float32, shared)
 
 
 @triton_only

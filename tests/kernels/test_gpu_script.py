@@ -28,6 +28,8 @@ def test_every_part_rehearses_on_a_cpu(tmp_path):
     assert {row["part"] for row in rows} == set(gpu.PARTS)
     assert all(row.get("passed", True) for row in rows) and sum("passed" in row for row in rows) >= 15
     assert all("ms" in row for row in rows if row["part"] == "tiles")
+    (step,) = [row for row in rows if row["case"] == "GRPO step"]
+    assert step["s_train"] > 0.05  # its rewards differ, else it would train nothing
     ours = [row for row in rows if row["part"] == "peers" and row["variant"].startswith("ours")]
     assert len(ours) == 6 and all("both_ms" in row for row in ours)
 
