@@ -16,8 +16,8 @@ LAPTOP = dict(
     pool=250, passes=[5, 24], start_passes=5, follow=3,  # SFT→RL begins after start_passes of SFT
     rl=dict(steps=48, lr=2e-4), sft=dict(lr=2e-4), gold=dict(lr=4e-4), sft_rl=dict(steps=48, lr=2e-4),
     parallel=dict(steps=48, lr=6e-4, sft_lr=6e-4),
-    at_early=dict(rl=dict(steps=144), sft=dict(lr=1e-4), gold=dict(lr=2e-4), sft_rl=dict(steps=144),
-                  parallel=dict(steps=144)),
+    at_early=dict(rl=dict(steps=144), sft=dict(lr=1e-4), gold=dict(lr=2e-4),
+                  sft_rl=dict(steps=144, lr=1e-4), parallel=dict(steps=144)),
     trials=dict(rl=3, sft=3, gold=3, sft_rl=3, parallel=3),  # of docs/tuning.md, at each of the two checkpoints
     test=dict(limit=400, bench_limit=200, n_samples=32, k=[1, 8, 32]), val=dict(limit=100, n_samples=32, k=[1, 8, 32]),
     beyond="long",  # the questions that are longer than what pre-training read
