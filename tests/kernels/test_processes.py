@@ -37,7 +37,7 @@ def run(*command, **variables):
 
 
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-ONCE = {Path(__file__).name, "test_gpu_script.py", "test_gradients.py", "test_products.py"}  # these take no IMPL
+ONCE = {Path(__file__).name, "test_gpu_script.py", "test_gradients.py", "test_products.py"}  # no Triton path in them
 FILES = sorted(
     f"tests/kernels/{path.name}" for path in Path(__file__).parent.glob("test_*.py") if path.name not in ONCE
 )
