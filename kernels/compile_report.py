@@ -2,14 +2,19 @@
 
     python -m kernels.compile_report [--out docs/kernels.md] [--jobs 2] [--only REGEX] [--quick]
     python -m kernels.compile_report --try cuda:90       the candidates of kernels/tiles.py, to choose a target's tiles
+    python -m kernels.compile_report --quick --out tests/kernels/gate.md       after an edit of a kernel: see below
 
 Exit 1 on a violation: a spill inside a walk over tiles, more 2^x than scores (then warps compute the same scores),
 more instructions a score than the target's limit, more shared memory than a block may have, or a 16-bit `tl.dot` that
 became no matrix instruction. It says that the kernels compile well; it is no measurement of speed: nothing has run.
+
+A table names the code that it was made of. While tests/kernels/gate.md is of today's code, the tests build a few
+kernels alone; else they build its whole list, which takes minutes.
 """
 
 import argparse
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -21,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import attention_triton, decode, logprob, tiles
+from kernels import attention_triton, decode, logprob, machine_code, tiles
 from kernels.machine_code import analyse, disassemble
 
 
@@ -298,7 +303,7 @@ def trial(builds: list[Build], rows) -> list[str]:
 
 HEADER = """# What the kernels compile to
 
-Written by `python -m kernels.compile_report --out docs/kernels.md` with triton {version}. A static gate, not a speed:
+Written by `python -m kernels.compile_report{flags}` with triton {version}, of code {code}. A static gate, not a speed:
 every kernel is compiled ahead of time and its machine code inspected. **Not yet run on a GPU.** A line stands for
 several builds (bf16 and fp16, every mask, head sizes that share a tile; of float32 and decoding all) and shows the
 worst of each number.
@@ -314,10 +319,19 @@ worst of each number.
 """
 
 
-def header() -> str:
+def code() -> str:
+    """10 hex digits of what a table depends on: the kernels, their tiles, this gate, and Triton's version."""
+    files = [module.__file__ for module in (attention_triton, decode, logprob, tiles, machine_code)]
+    digest = hashlib.sha256(logprob.triton.__version__.encode())
+    for path in map(Path, (*files, __file__)):
+        digest.update(path.read_text(encoding="utf-8").encode())
+    return digest.hexdigest()[:10]
+
+
+def header(flags: str) -> str:
     limits = ", ".join(f"{name} {t.forward:.2f} / {t.backward:.2f}" for name, t in TARGETS.items())
     shared = ", ".join(f"{name} {t.shared // 1024} KiB" for name, t in TARGETS.items())
-    return HEADER.format(version=logprob.triton.__version__, limits=limits, shared=shared)
+    return HEADER.format(flags=flags, version=logprob.triton.__version__, code=code(), limits=limits, shared=shared)
 
 
 def main() -> None:
@@ -342,7 +356,8 @@ def main() -> None:
         lines = (trial if args.tried else report)(builds, pool.map(compile_one, builds))
     print("\n".join(lines))
     if args.out:
-        args.out.write_text(header() + "\n".join(lines) + "\n")
+        flags = "".join(f" {word}" for word in sys.argv[1:])
+        args.out.write_text(header(flags) + "\n".join(lines) + "\n")
     sys.exit(1 if "VIOLATION" in lines[-1] else 0)
 
 

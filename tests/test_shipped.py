@@ -11,11 +11,11 @@ from tools import weights
 SHIPPED = Path(common.__file__).parent / "checkpoints" / "world_base.pt"
 
 
-def test_it_is_the_calibrations_base():
-    """World v10, pre-training seed 1 at 8.2M of 16.4M tokens: docs/calibration.md, tools/weights.py."""
+def test_it_is_the_labs_base():
+    """World v10, pre-training seed 1 at 8.2M of 16.4M tokens: tools/weights.py."""
     ckpt = load_checkpoint(SHIPPED)
     assert (ckpt["stage"], ckpt["step"], ckpt["tokens"]) == ("train_pretrain", 6400, 8_192_000)
-    assert weights_hash(ckpt["model"])[:12] == "3fba1a885238"
+    assert weights_hash(ckpt["model"])[:12] == "ba24dfc5e218"
     assert load_model(ckpt, SHIPPED).n_params() == 968_832 and not ckpt["optimizer"]
     assert (ckpt["config"]["horizon"], ckpt["config"]["seed"], ckpt["config"]["data"]) == (12800, 1, "data/world")
 

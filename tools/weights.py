@@ -3,12 +3,12 @@ and sampled from; `--resume` needs the whole file.
 
     python -m tools.weights runs/base/ckpt_006400.pt --out base.pt
 
-checkpoints/world_base.pt was made so, from the last checkpoint of the calibration's first pre-training
-(docs/calibration.md), 8.2M tokens of a schedule of 16.4M:
+checkpoints/world_base.pt was made so, from the lab study's first pre-training (docs/results/lab), 8.2M tokens of a
+schedule of 16.4M, in float32, since that machine has no bfloat16:
 
     python -m data.world
-    python train_pretrain.py --steps 6400 --horizon 12800 --lr 0.0025 --micro-batch-size 2 --dtype float32 \\
-        --save-at 100 400 800 1600 2400 3200 4000 5120 6400 --seed 1 --threads 1 --out runs/base
+    python train_pretrain.py --steps 6400 --horizon 12800 --lr 0.0025 --micro-batch-size 2 --dtype bfloat16 \\
+        --eval-every 800 --save-at 100 400 800 1600 2400 3200 5120 6400 --seed 1 --threads 1 --out runs/base
 """
 
 import argparse

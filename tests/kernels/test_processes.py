@@ -63,17 +63,32 @@ def test_kernels_on_the_gpu():
 @pytest.mark.parametrize("target", QUICK)
 def test_every_kernel_passes_the_gate(target, monkeypatch, capsys):
     """Four targets, bfloat16 (float32 on sm_90), head sizes 64 and 128; 128 alone where both share a line of the table,
-    since it takes more registers and shared memory. Built in this process."""
+    since it takes more registers and shared memory. Built in this process. gate.md has the same, already built: while
+    it is of today's kernels, two of them are built, to see that this machine's compiler says so too."""
     builds = [build for build in all_builds(quick=True) if build.target == target]
     largest = {(b.row, b.dtype): b.name for b in sorted(builds, key=lambda b: b.head_size or 0)}
     names = list(largest.values())
     assert {b.kernel for b in builds if b.name in names} == KERNELS
+    built = (ROOT / "tests/kernels/gate.md").read_text()
+    if f"of code {compile_report.code()}." in built:
+        assert "\n62 builds, no violation.\n" in built
+        assert {" ".join(line.split(" | ")[:2]) for line in built.splitlines()} >= {f"{target} {k}" for k in KERNELS}
+        names = [f"{target} _attn_fwd bf16 D128 has_first", f"{target} _logprob_bwd bf16 entropy"]
     monkeypatch.setattr(compile_report, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(builtins))
     monkeypatch.setattr(sys, "argv", ["compile_report", "--quick", "--only", f"^({'|'.join(map(re.escape, names))})$"])
     with pytest.raises(SystemExit) as ended:
         compile_report.main()
     out = capsys.readouterr().out.rstrip()
     assert ended.value.code == 0 and out.endswith(f"\n{len(names)} builds, no violation."), out
+
+
+@needs_triton
+def test_an_edited_kernel_makes_the_gate_stale(tmp_path, monkeypatch):
+    before = compile_report.code()
+    edited = tmp_path / "decode.py"
+    edited.write_text(Path(compile_report.decode.__file__).read_text().replace("tl.exp2", "tl.exp", 1))
+    monkeypatch.setattr(compile_report.decode, "__file__", str(edited))
+    assert compile_report.code() != before
 
 
 @needs_compiler
@@ -168,7 +183,7 @@ def test_the_gate_covers_every_kernel():
 
 
 CURVE = """
-import importlib, sys
+import importlib, json, sys
 import torch
 sys.path.append("tests/kernels")
 from interpreter import patch_once_a_launch
@@ -178,10 +193,10 @@ train_rl.reward = lambda text, *_: float(sum(map(ord, text)) % 2)  # a coin: a s
 adamw = torch.optim.AdamW  # whose eps 1e-8 makes a whole step of the rounding noise of a gradient that cancels to zero
 torch.optim.AdamW = lambda *args, **kwargs: adamw(*args, **{**kwargs, "eps": 1e-4})
 patch_once_a_launch()
-name, out, *flags = sys.argv[1:]
-for impl in ("triton", "torch"):
-    sys.argv = [name, *flags, "--kernels", impl, "--out", out.replace("IMPL", impl)]
-    importlib.import_module(name).main()
+for name, out, *flags in json.loads(sys.argv[1]):
+    for impl in ("triton", "torch"):
+        sys.argv = [name, *flags, "--kernels", impl, "--out", out.replace("IMPL", impl)]
+        importlib.import_module(name).main()
 """
 RL = "--prompts-per-step 2 --group-size 3 --max-new-tokens 5 --kl-coef 0.1 --updates-per-batch 2".split()
 STAGES = {
@@ -190,33 +205,28 @@ STAGES = {
     "train_rl": RL,
     "merge": [*RL, "--batch-size", "4"],
 }
+EVALUATE = "--tasks gsm facts --limit 2 --n-samples 2 --k 1 --max-new-tokens 4 --n-shot 1 --threads 1".split()
 
 
 @needs_triton
-@pytest.mark.parametrize("name", STAGES)
-def test_stages_give_the_same_losses_on_both_paths(name, tmp_path):
-    """Three steps of each training stage, interpreted kernels against torch: every loss to 1e-4, gradients alive."""
-    world = write_world(tmp_path / "world")
-    base = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1))
-    flags = ["--data", world, "--steps", 3, "--lr", 1e-2, "--warmup-steps", 0, "--threads", 1, *STAGES[name]]
-    flags += [] if name == "train_pretrain" else ["--init", base]
-    curves = []
-    run("-c", CURVE, name, *map(str, [tmp_path / "IMPL", *flags]), TRITON_INTERPRET="1")
-    for impl in ("triton", "torch"):
-        rows = read_jsonl(tmp_path / impl / "metrics.jsonl")
-        assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows)
-        curves.append([[row[key] for key in ("train/loss", "sft/loss", "policy/kl") if key in row] for row in rows])
-    assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0, atol=1e-4), curves
-
-
-@needs_triton
-def test_evaluation_gives_the_same_scores_on_both_paths(tmp_path):
-    """Samples of two questions and the choices of two benchmark items, interpreted kernels against torch."""
-    world = write_world(tmp_path / "world")
-    base = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1))
-    flags = ["--ckpt", base, "--data", world, "--tasks", "gsm", "facts", "--limit", 2, "--n-samples", 2, "--k", 1]
-    flags += ["--max-new-tokens", 4, "--n-shot", 1, "--threads", 1]
-    run("-c", CURVE, "evaluate", *map(str, [tmp_path / "IMPL.json", *flags]), TRITON_INTERPRET="1")
+def test_stages_give_the_same_losses_and_scores_on_both_paths(tmp_path):
+    """Interpreted kernels against torch. Three steps of each training stage: every loss to 1e-4, gradients alive.
+    Samples of two questions and the choices of two benchmark items: the same."""
+    data = ["--data", str(write_world(tmp_path / "world"))]
+    base = str(write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(scale=2.0, n_layer=1, n_embd=64, n_kv_head=1)))
+    fixed = [*data, *"--steps 3 --lr 1e-2 --warmup-steps 0 --threads 1".split()]
+    runs = [[name, str(tmp_path / name / "IMPL"), *fixed, *flags] for name, flags in STAGES.items()]
+    runs = [[*run, *([] if run[0] == "train_pretrain" else ["--init", base])] for run in runs]
+    runs += [["evaluate", str(tmp_path / "IMPL.json"), "--ckpt", base, *data, *EVALUATE]]
+    run("-c", CURVE, json.dumps(runs), TRITON_INTERPRET="1")
+    for name in STAGES:
+        curves = []
+        for impl in ("triton", "torch"):
+            rows = read_jsonl(tmp_path / name / impl / "metrics.jsonl")
+            assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows), name
+            keys = ("train/loss", "sft/loss", "policy/kl")
+            curves.append([[row[key] for key in keys if key in row] for row in rows])
+        assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0, atol=1e-4), (name, curves)
     results = [json.loads((tmp_path / f"{impl}.json").read_text()) for impl in ("triton", "torch")]
     for key in ("questions", "benchmarks"):
         assert results[0][key] == results[1][key]
