@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from test_common import full_disk
@@ -54,7 +55,7 @@ def test_every_top_level_file_says_what_it_is_when_run():
     for path in root.glob("*.py"):
         assert 'if __name__ == "__main__":' in path.read_text(), path
     for name, words in (("model", "gpt2       12 x"), ("common", "train_rl.py --help"), ("data/files", "data.world")):
-        ended = subprocess.run([sys.executable, f"{name}.py"], cwd=root, capture_output=True, text=True)
+        ended = forked.run([f"{name}.py"])
         assert words in ended.stdout and not ended.stderr
 
 

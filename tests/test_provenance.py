@@ -4,10 +4,10 @@ pytest -q tests/test_provenance.py"""
 import json
 import shutil
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
+import forked
 import pytest
 from tiny import load
 
@@ -138,6 +138,6 @@ def test_git_never_fails_a_run(monkeypatch, ok, world, base, tmp_path, fault):
 
 def test_evaluation_needs_no_git_on_the_command_line(world, base, tmp_path):
     flags = "--n-samples 1 --k 1 --max-new-tokens 2 --tasks gsm --limit 1 --out".split()
-    command = [sys.executable, "evaluate.py", "--ckpt", str(base), "--data", str(world), *flags, tmp_path / "r.json"]
-    ended = subprocess.run(command, cwd=ROOT, env={"PATH": "/nonexistent"}, capture_output=True, text=True)
+    command = ["evaluate.py", "--ckpt", base, "--data", world, *flags, tmp_path / "r.json"]
+    ended = forked.run(command, env={"PATH": "/nonexistent"})
     assert ended.returncode == 0 and json.loads((tmp_path / "r.json").read_text())["questions"], ended.stderr

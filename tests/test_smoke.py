@@ -2,17 +2,14 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from tiny import assert_same, load, read_jsonl
 
 import common
 from data.checkpoints import parent_of
 
-ROOT = Path(common.__file__).parent
 TRAINED = {"train/loss", "train/grad_norm", "train/lr", "perf/tok_per_sec", "perf/step_ms", "perf/peak_mem_gb"}
 ROLLED = {"reward/mean", "reward/std", "reward/hits", "reward/frac_zero_std_groups", "completion/len_mean"}
 ROLLED |= {"completion/frac_truncated", "completion/parse_failure", "policy/kl", "policy/clip_frac", "policy/entropy"}
@@ -24,8 +21,7 @@ def test_pipeline_of_subprocesses(ok, world, tmp_path):
     """pretrain -> sft -> rl -> merge -> evaluate: files, checkpoint keys, parents, metrics, samples, report."""
 
     def script(name, *flags):
-        command = [sys.executable, f"{name}.py", *map(str, flags)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        ended = forked.run([f"{name}.py", *flags])
         assert ended.returncode == 0 and ended.stderr == "", ended.stderr
         return ended.stdout
 

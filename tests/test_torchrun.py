@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import many
 import pytest
 import torch
@@ -44,22 +45,20 @@ def run_of(name: str, folder: Path, base, world) -> list[str]:
     return [stage, *init, "--data", str(world), "--out", str(folder / name), *rest, *flags]
 
 
-def begin(plan: dict, folder: Path, *, alone: bool = False) -> list[subprocess.Popen]:
+def begin(plan: dict, folder: Path, *, alone: bool = False) -> list:
     """tests/many.py in two processes: torchrun, or the two `alone`, without it."""
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
     script = [str(ROOT / "tests" / "many.py"), str(path)]
-    ranks = [{}]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if alone:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        ranks = [{"RANK": str(rank), **meeting} for rank in range(2)]
-    else:
-        script = [*"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *script]
+        return [forked.Started(script, env=environment | meeting | {"RANK": str(rank)}) for rank in range(2)]
+    script = [*"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *script]
     pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, *script], env=environment | rank, **pipes) for rank in ranks]
+    return [subprocess.Popen([sys.executable, *script], env=environment, **pipes)]
 
 
 def one_process(runs: list[list[str]]) -> None:
@@ -78,7 +77,7 @@ def two_processes(runs: list[list[str]], folder: Path) -> str:
     return out
 
 
-def told(process: subprocess.Popen) -> list[str]:
+def told(process) -> list[str]:
     """The lines that a process printed until its end, without torch's warnings."""
     out, err = process.communicate(timeout=120)
     return [line for line in (out + err).splitlines() if not line.startswith("[W")]
