@@ -358,9 +358,11 @@ def main():
     if args.plan:
         setup(args)
     ckpt = load_checkpoint(args.ckpt)
+    asked = args.split
     if args.preset != "laptop":
         paper_prompts(args, ckpt)  # sets --n-shot, which is in the file's name
-    path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{args.split}_{args.n_shot}shot.json")
+        asked = f"{args.preset}_{asked}"
+    path = Path(args.out) if args.out else Path(args.ckpt).with_suffix(f".{asked}_{args.n_shot}shot.json")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a .json file")
     if RANK == 0:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from common import UserError
@@ -285,13 +286,27 @@ def build_model(preset: str, **overrides) -> GPT:
     return GPT(replace(shape, **overrides))
 
 
+class Undrawn(TorchFunctionMode):
+    """nn.Embedding draws its weights; without memory there is nothing to draw, but torch would import its compiler to
+    find that out, 1 to 3 seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def outline(config: GPTConfig) -> GPT:
+    """Names and shapes of a model, without memory for its weights."""
+    with torch.device("meta"), Undrawn():
+        return GPT(config)
+
+
 def check_weights(weights: dict, config: GPTConfig) -> None:
     """RuntimeError unless names and shapes are those of a model of this config: told before any memory is taken."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     if layers != config.n_layer:
         raise RuntimeError(f"weights of {layers} layers, the config has {config.n_layer}")
-    with torch.device("meta"):
-        wanted = {name: tuple(p.shape) for name, p in GPT(config).state_dict().items()}
+    wanted = {name: tuple(p.shape) for name, p in outline(config).state_dict().items()}
     if different := sorted(wanted.keys() ^ weights.keys()):
         raise RuntimeError(f"{different[0]} is {'missing' if different[0] in wanted else 'not of this model'}")
     for name, shape in wanted.items():
@@ -326,7 +341,6 @@ def check_context(prompts: list[list[int]], new_tokens: int, block_size: int) ->
 if __name__ == "__main__":
     print("The model; train_pretrain.py --preset NAME trains one. Shapes (layers x width, heads, parameters):")
     for preset, config in PRESETS.items():
-        with torch.device("meta"):
-            size = GPT(config).n_params()
+        size = outline(config).n_params()
         shape = f"{config.n_layer} x {config.n_embd}, {config.n_head} heads"
         print(f"  {preset:<10} {shape:<22} {size / 1e6:9,.1f}M")

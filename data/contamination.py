@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from data.prepared_writer import write_array
 from data.questions import TASKS, WORLD_TASKS, load_questions, read_row
 from data.tokenizer import decode, folder_tokenizer
 from data.tokens import load_meta, open_tokens
-from data.workers import begin_worker
+from data.workers import begin_worker, start_method
 
 WORD = re.compile(r"\w+")
 RUN, SHORTEST = 13, 8  # words
@@ -186,7 +185,7 @@ def search_all(folder: Path, index: Index, workers: int) -> Iterator[tuple[tuple
     if workers == 1:
         yield from ((job, search(job, index)) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (index,)) as pool:
+    with ProcessPoolExecutor(workers, start_method(), start_worker, (index,)) as pool:
         yield from zip(jobs, pool.map(search, jobs), strict=True)
 
 

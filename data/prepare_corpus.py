@@ -31,7 +31,7 @@ from data.documents import check_kind, question_task, read_documents, read_works
 from data.files import counted, open_bytes, read_jsonl, suffix, to_json
 from data.tokenizer import load_tokenizer, tokenizer_id
 from data.tokens import DTYPES, TokenWriter, dtype_of, hash64, load_meta, write_meta
-from data.workers import begin_worker
+from data.workers import begin_worker, start_method
 
 MANIFEST = "manifest.jsonl"
 IN_FOLDERS = (".jsonl", ".json", ".parquet", ".txt")  # what is taken of a folder
@@ -120,7 +120,7 @@ def spread(work: Work, workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield lambda numbers: map(work, numbers)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,))
+    pool = ProcessPoolExecutor(workers, start_method(), _begin, (work,))
     try:
         yield lambda numbers: pool.map(_tokenize, numbers)
     except BrokenProcessPool:

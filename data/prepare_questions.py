@@ -21,7 +21,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from data.prepared_writer import Packed, Writer, finish, pack
 from data.questions import Question, text_of
 from data.tokenizer import keep, kept_tokenizer, load_tokenizer, made_by_name, save_ranks, tokenizer_id
 from data.tokens import DTYPES, dtype_of
-from data.workers import begin_worker
+from data.workers import begin_worker, start_method
 
 COLUMNS = ("problem", "generated_solution", "expected_answer", "problem_source", "is_correct")
 CHUNK = 2000  # rows that go to a worker together
@@ -200,7 +199,7 @@ class Encoders:
         self.workers, self.pool = workers, None
         set_encoder(enc, template)
         if workers > 1:
-            self.pool = ProcessPoolExecutor(workers, get_context("spawn"), set_encoder, (enc, template, True))
+            self.pool = ProcessPoolExecutor(workers, start_method(), set_encoder, (enc, template, True))
 
     def __enter__(self) -> "Encoders":
         return self

@@ -1,9 +1,19 @@
-"""What a worker process does first; the commands of data.prepare start such."""
+"""How worker processes begin; the commands of data.prepare start such."""
 
 import multiprocessing
 import os
 import signal
 import threading
+
+
+def start_method():
+    """How workers begin, for ProcessPoolExecutor: as copies of one process that has imported what all need (torch alone
+    is 2 seconds and 0.2 GB). Where a system has no such copies, each imports it anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data.prepare"])
+    return context
 
 
 def begin_worker() -> None:

@@ -204,12 +204,12 @@ def test_evaluation_asks_base_and_trained_models_differently(tmp_path, monkeypat
 PARENT = {"file": "x.pt", "stage": "convert", "step": 0, "tokens": 0, "hash": "x"}
 
 
-@pytest.mark.parametrize(("parent", "n_shot"), [(None, 8), (PARENT, 0)])
-def test_an_evaluation_is_named_by_the_exemplars_that_the_preset_chose(ok, tmp_path, parent, n_shot):
+@pytest.mark.parametrize(("parent", "preset", "n_shot"), [(None, "paper", 8), (PARENT, "paper-math", 0)])
+def test_an_evaluation_is_named_by_its_preset_and_the_exemplars_it_chose(ok, tmp_path, parent, preset, n_shot):
     path = write_ckpt(tmp_path / "ckpt_000001.pt", tiny_model(), tokenizer=keep(BYTES), parent=parent)
     (tmp_path / "lambada_test.jsonl").write_text('{"text": "the cat sat on the mat"}\n')
-    ok("evaluate", "--ckpt", path, "--data", tmp_path, "--preset", "paper", "--tasks", "lambada")
-    report = json.loads((tmp_path / f"ckpt_000001.test_{n_shot}shot.json").read_text())
+    ok("evaluate", "--ckpt", path, "--data", tmp_path, "--preset", preset, "--tasks", "lambada")
+    report = json.loads((tmp_path / f"ckpt_000001.{preset}_test_{n_shot}shot.json").read_text())
     assert report["settings"]["n_shot"] == n_shot
 
 

@@ -25,7 +25,7 @@ import torch
 from common import UserError
 from data.files import field, read_json
 from kernels.logprob import GPU_CHUNK
-from model import GPT, PRESETS, GPTConfig
+from model import PRESETS, GPTConfig, outline
 from stage import sixth
 
 
@@ -60,8 +60,7 @@ QUESTIONS = {"gsm": 500, "hard": 500, "gsm8k": 1319, "math": 5000, "svamp": 300}
 @cache
 def parameters(shape: tuple) -> dict[str, int]:
     """Numbers in each parameter of a model, by name; `shape`: the items of a GPTConfig."""
-    with torch.device("meta"):
-        return {name: p.numel() for name, p in GPT(GPTConfig(**dict(shape))).named_parameters()}
+    return {name: p.numel() for name, p in outline(GPTConfig(**dict(shape))).named_parameters()}
 
 
 def sizes(c: GPTConfig) -> dict[str, int]:
