@@ -181,8 +181,8 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=c.init_std, a=-3 * c.init_std, b=3 * c.init_std)
-        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
-        angles = torch.arange(c.block_size, dtype=torch.float64)[:, None] * frequencies
+        frequencies = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim)
+        angles = torch.arange(c.block_size, dtype=torch.float64, device="cpu")[:, None] * frequencies
         cos, sin = angles.cos().float(), angles.sin().float()
         self.register_buffer("rope_cos", torch.cat((cos, cos), 1), persistent=False)
         self.register_buffer("rope_sin", torch.cat((-sin, sin), 1), persistent=False)
