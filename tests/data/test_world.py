@@ -244,8 +244,9 @@ def test_guess_floor(folder):
         assert 0 < floor[task]["1"] <= 0.01 and floor[task]["8"] < floor[task]["32"] <= 0.12
 
 
-def test_eight_exemplars_and_an_answer_fit_the_window(tmp_path):
+def test_eight_exemplars_and_an_answer_fit_the_window(tmp_path, monkeypatch):
     """With the real number of questions and evaluate.py's defaults, in both tiers and with either's exemplars."""
+    monkeypatch.setattr(world, "token_stream", lambda make, rng, enc, n, name="": np.zeros(n, np.uint16))  # not read
     world.build(tmp_path, seed=0, n_tokens=60_000)
     enc, args = load_tokenizer(tmp_path), evaluate.parser().parse_args(["--ckpt", "x"])
     template = template_for("gsm")
