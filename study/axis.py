@@ -120,9 +120,11 @@ def shown(d: Difference) -> str:
 
 def said(lab: Lab) -> str:
     a, place = read(lab), paper_pool(lab)
+    if not a.pools:
+        return "Pools of other sizes are not run."
     text = (
         f"Every method from the same checkpoint ({at(lab.late)} tokens, first pre-training), on pools of "
-        f"{', '.join(map(str, a.pools)) or 'no'} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
+        f"{', '.join(map(str, a.pools))} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
         f"passes over theirs. {a.questions} test questions, one run a cell: intervals are over questions alone, and "
         "nothing here is a verdict."
     )
