@@ -1,10 +1,14 @@
 """How RL changes what a model writes: the rollouts' numbers at each step, and how answers to validation questions are
 written, by the counts that evaluate.py keeps of a world's styles."""
 
-from study.read import NAMES, Lab
+from study.read import NAMES, Lab, value
 from study.tasks import amount as at
 
 NO_WORK = "no work"
+SAID = (
+    "Training reward is of the pool's questions, the test score of new ones. Far apart, they say that the pool is "
+    "learned by heart."
+)
 KEYS = {"reward/mean": "reward", "policy/entropy": "entropy", "completion/len_mean": "length"}
 
 
@@ -31,7 +35,8 @@ def written(lab: Lab, method: str, tokens: int) -> dict[int, dict[str, float]]:
 
 
 def table(lab: Lab) -> tuple:
-    """First and last tenth of each run, mean over seeds; the share without work at both ends of the first seed's."""
+    """First and last tenth of each run, mean over seeds; the share without work at both ends of the first seed's.
+    Beside the reward, which is of the pool's questions, pass@1 on test questions, strict as it is."""
     rows = []
     for t in lab.primary:
         for method in ("rl", "sft_rl", "parallel"):
@@ -46,8 +51,11 @@ def table(lab: Lab) -> tuple:
             path = [s[NO_WORK] for s in written(lab, method, t).values() if NO_WORK in s]
             cells.append(f"{100 * path[0]:.0f} → {100 * path[-1]:.0f} %" if path else "–")
             if any(cell != "–" for cell in cells):
+                tested = [value(r, 1, "strict") for r in lab.by_seed(method, t).values()]
+                cells.insert(1, f"{sum(tested) / len(tested):.2f}" if tested else "–")
                 rows.append([at(t), NAMES[method], *cells])
-    head = ["from", "method", "training reward", "entropy, nats a token", "tokens a completion", "answers without work"]
+    head = ["from", "method", "training reward (T 1)", "test pass@1, strict", "entropy, nats a token"]
+    head += ["tokens a completion", "answers without work"]
     return "table", head, rows
 
 

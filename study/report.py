@@ -193,6 +193,7 @@ def checks(lab: Lab, claims: list[Claim], draw: Drawn) -> list[tuple]:
         ("head", 2, "Where RL stops, and what it changes"),
         ("list", agreement.slopes(lab)),
         *draw("mechanism"),
+        ("text", mechanism.SAID),
         mechanism.table(lab),
         ("more", "Along the runs", along),
         ("more", "How far each method moved", [tables.movement(lab)]),

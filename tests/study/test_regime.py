@@ -110,7 +110,7 @@ def test_styles_and_answers_without_work(made):
     assert list(found) == [0, 48, 96, 144]
     assert found[0] == {"no work": 1 / 8, **dict.fromkeys(("equations", "nested", "retold", "running"), 6 / 32)}
     row = next(r for r in mechanism.table(lab)[2] if r[:2] == ["8.2M", "RL"])
-    assert row[2:] == ["0.00 → 0.50", "1.00 → 0.50", "40 → 39", "12 → 12 %"]
+    assert row[2:] == ["0.00 → 0.50", "0.60", "1.00 → 0.50", "40 → 39", "12 → 12 %"]
 
 
 def test_without_those_counts_nothing_is_said(made):
