@@ -176,11 +176,12 @@ class Lab:
         return self.kept_rows[run["metrics"]]
 
     def logs(self, method: str, tokens: int, group: str = "main", variant: str = "") -> dict[int, list[dict]]:
-        """metrics.jsonl of each seed's run."""
+        """metrics.jsonl of each seed's run that has ended; one that broke off would spoil a mean."""
         key, found = (method, tokens, group, variant), {}
         for r in self.runs:
             if (r["method"], r.get("tokens"), r.get("group"), r.get("variant")) == key and (rows := self.rows(r)):
-                found[r["seed"]] = rows
+                if rows[-1]["step"] >= r["config"]["steps"]:
+                    found[r["seed"]] = rows
         return found
 
     def config(self, method: str, tokens: int, group: str = "main", variant: str = "") -> dict:

@@ -113,6 +113,15 @@ def test_styles_and_answers_without_work(made):
     assert row[2:] == ["0.00 → 0.50", "0.60", "1.00 → 0.50", "40 → 39", "12 → 12 %"]
 
 
+def test_a_broken_off_run_has_no_log(made):
+    """Its last steps are missing: it is left out of means and slopes."""
+    lab = Lab(made)
+    whole = lab.logs("parallel", EARLY)
+    run = next(r for r in lab.runs if (r["method"], r.get("tokens"), r["seed"]) == ("parallel", EARLY, 2))
+    lab.kept_rows[run["metrics"]] = lab.rows(run)[:-1]
+    assert sorted(lab.logs("parallel", EARLY)) == sorted(set(whole) - {2}) and 2 in whole
+
+
 def test_without_those_counts_nothing_is_said(made):
     lab = Lab(made)
     for r in lab.evals:
