@@ -102,7 +102,7 @@ PLAIN = {
 }
 OUTCOMES = {  # what a sentence adds to a verdict
     "contradicted": "the opposite holds here",
-    "mixed": "part of it holds here, part is the other way round",
+    "mixed": "part of it holds here, part does not",
     "undecided": "the intervals leave it open",
     "absent": "there is no such difference here",
     "estimate": "one pre-training gives no verdict",

@@ -25,12 +25,24 @@ def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
         f"Commits {', '.join(sorted(quoted(c) for c in commits - {None})) or '–'}.",
     ]
     rules = [
+        *regime(lab),
         f"Pre-trainings with direct RL by checkpoint: {', '.join(seeds) or 'none'}. With one, a row is an *estimate*, "
         "never a verdict.",
         f"Rules: [docs/analysis_plan.md]({os.path.relpath(PLAN, lab.folder)}), dated; what was changed after first "
         "results were in sight stands at its end.",
     ]
     return [("list", first + rules * judged + warnings(lab)), stages(lab)]
+
+
+def regime(lab: Lab) -> list[str]:
+    m, steps = lab.manifest, {at(t): lab.config("rl", t).get("steps") for t in lab.primary}
+    if not {"pool", "passes", "start_passes"} <= m.keys() or not all(steps.values()):
+        return []
+    batches = ", ".join(f"{n} batches from {name}" for name, n in steps.items())
+    return [
+        f"Regime: models of a million parameters, {m['pool']} training questions for every method, SFT of "
+        f"{max(m['passes'])} passes over them (SFT→RL starts after {m['start_passes']}), RL of {batches}."
+    ]
 
 
 def hours(runs: list[dict]) -> float:
