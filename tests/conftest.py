@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from tiny import tiny_model, write_ckpt, write_world
@@ -16,6 +17,7 @@ import model
 # The tensors of these tests are tiny: more threads only wait for each other, and bit-for-bit claims are for one count.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the stages that run as subprocesses
 torch.set_num_threads(1)
+forked.start_server()
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "torch._dynamo"])
+
+
+def start_server() -> None:
+    """A process has one such server: it begins here, before data.prepare would start it with modules of ours, some of
+    which read the environment."""
+    PROCESSES.set_forkserver_preload(["torch", "torch._dynamo"])
+    forkserver.ensure_running()
 
 
 def become(command: list[str], cwd: Path, env: dict, *streams: Connection) -> None:
