@@ -147,19 +147,30 @@ def sentence(claim: Claim, lab: Lab) -> str:
     told, places = [], []
     for part, name in plain.parts.items():
         if found := told_at(claim, lab, part):
-            verdicts = ", ".join(dict.fromkeys(c.told for c in found.values() if c.primary))
-            say = f" ({verdicts})" * (verdicts not in ("", claim.verdict))
-            told.append(f"{name} {' and '.join(map(points, found.values()))}{say}")
+            told.append(f"{name} {' and '.join(points(c) + remark(c, claim, lab) for c in found.values())}")
             places = max(places, list(found), key=len)
     numbers = f": {'; '.join(told)}, in points at {' and '.join(places)} tokens" if told else ""
     return f"{said}{numbers}. The paper: {plain.paper}."
+
+
+def remark(c: Comparison, claim: Claim, lab: Lab) -> str:
+    """Behind a difference: its own verdict, where the claim's is another, and that pre-trainings are missing."""
+    told = f"({c.told})" if c.primary and c.told not in ("", claim.verdict) else ""
+    return "".join(f" {word}" for word in (told, missing(c, lab)) if word)
+
+
+def missing(c: Comparison, lab: Lab) -> str:
+    planned = len([r for r in lab.runs if r["kind"] == "pretrain"])
+    return f"({c.seeds} of {planned} pre-trainings)" if 0 < c.seeds < planned else ""
 
 
 # ---------------------------------------------------------------- cells of the two claims tables
 def cells(claim: Claim, lab: Lab) -> list[str]:
     """What came out of the claim's first part early and late; a claim without checkpoints has its result as late."""
     plain, places = PLAIN[claim.key], [at(t) for t in dict.fromkeys([lab.early, lab.late])]
-    shown = claim.headline or {p: c.shown for p, c in told_at(claim, lab, next(iter(plain.parts), "")).items()}
+    first = told_at(claim, lab, next(iter(plain.parts), ""))
+    found = {p: " ".join(filter(None, (c.shown, missing(c, lab)))) for p, c in first.items()}
+    shown = claim.headline or found
     if "" in shown:  # it has no checkpoints
         return [*[""] * (len(places) - 1), shown[""]]
     return [shown.get(place, "–") for place in places]

@@ -6,8 +6,8 @@ from study.tasks import amount as at
 
 NO_WORK = "no work"
 SAID = (
-    "Training reward is of the pool's questions, the test score of new ones. Far apart, they say that the pool is "
-    "learned by heart."
+    "Training reward is of the pool's questions, the test score of new ones. Far apart, they say that answers of the "
+    "pool are memorised."
 )
 KEYS = {"reward/mean": "reward", "policy/entropy": "entropy", "completion/len_mean": "length"}
 

@@ -68,7 +68,7 @@ PRESETS = {
 # 0-shot and few-shot.
 SECONDS = {"train_pretrain.py": 0.0717, "train_rl.py": 1.9, "train_sft.py": 0.34, "merge.py": 2.3}
 COMPLETION = 1 / 800, 1 / 400
-# How many times as long it took on a core with AVX2 and no bfloat16: 75 runs of the lab, two side by side on the two
-# cores of a virtual machine (AMD EPYC), now and then beside other work. Other machines of that kind are faster.
-WITHOUT_BFLOAT16 = {"train_pretrain.py": 4.0, "train_rl.py": 2.7, "train_sft.py": 3.0, "merge.py": 3.0}
+# How many times as long it took on a core with AVX2 and no bfloat16, as docs/results/lab/report.md says by stage: two
+# runs side by side on the two cores of a virtual machine (AMD EPYC), now and then beside other work.
+WITHOUT_BFLOAT16 = {"train_pretrain.py": 4.5, "train_rl.py": 2.6, "train_sft.py": 3.1, "merge.py": 3.0}
 WITHOUT_BFLOAT16 |= {"evaluate.py": 2.2}

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from study.plan import make_plan
+from study.presets import PRESETS
 from study.read import Lab
 from study.render import quoted
 from study.tasks import amount as at
@@ -74,13 +76,25 @@ def script(run: dict) -> str:
 
 def stages(lab: Lab) -> tuple:
     whole, rows = hours(lab.manifest["runs"]) or 1, []
+    preset = lab.manifest["preset"]
+    cost = {t.name: t.cost for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
     for name, hashes in sources(lab).items():
         mine = [r for r in lab.manifest["runs"] if script(r) == name]
         done = [r for r in mine if r["finished"]]
         code = ", ".join(sorted(map(quoted, hashes))) or "–"
         share = f"{100 * hours(done) / whole:.0f} %"
-        rows.append([quoted(name), f"{len(done)} of {len(mine)}", code, f"{hours(done):.2f}", share])
-    return "table", ["stage", "runs", "code (source hash)", "core hours", "share of time"], rows
+        thought = sum(cost.get(r["name"], 0.0) for r in done) / 3600
+        times = f"{hours(done) / thought:.1f}" if thought else "–"
+        rows.append([quoted(name), f"{len(done)} of {len(mine)}", code, f"{hours(done):.2f}", share, times])
+    head = [
+        "stage",
+        "runs",
+        "code (source hash)",
+        "core hours",
+        "share of time",
+        "times the plan's (AVX-512, bfloat16)",
+    ]
+    return "table", head, rows
 
 
 def warnings(lab: Lab) -> list[str]:

@@ -1,6 +1,9 @@
 """The model against an independent forward pass; padded vocabulary; presets.   pytest -q tests/test_model.py"""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +11,21 @@ from tiny import tiny_model
 
 from common import UserError
 from kernels.packed import Packed
-from model import GPT, PRESETS, GPTConfig, build_model, load_model
+from model import GPT, PRESETS, GPTConfig, build_model, load_model, outline
 
+ROOT = Path(__file__).resolve().parent.parent
 POST = dict(post_norm=True, qk_norm=True, tied=False, n_head=4, n_kv_head=2, rope_theta=500_000.0)
 VARIANTS = {"pre-norm": {}, "post-norm": POST, "grouped": dict(n_head=4, n_kv_head=1), "untied": dict(tied=False)}
+
+
+def test_an_outline_has_names_and_shapes_alone_and_needs_no_compiler():
+    """torch._dynamo takes 1 to 3 seconds to import; an evaluation starts without it."""
+    config = tiny_model().config
+    whole, shapes = GPT(config).state_dict(), outline(config).state_dict()
+    assert {k: v.shape for k, v in whole.items()} == {k: v.shape for k, v in shapes.items()}
+    assert all(v.is_meta for v in shapes.values())
+    code = "import sys, model; model.outline(model.GPTConfig()); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def rms(x, weight, eps):

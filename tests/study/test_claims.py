@@ -10,7 +10,7 @@ import pytest
 from known_effects import EARLY, LATE, made_up
 
 from study import report
-from study.claims import CLAIMS, PLAIN, WIDEST, cells, here, judged, sentences, short_table, verdict
+from study.claims import CLAIMS, PLAIN, WIDEST, cells, here, judged, sentence, sentences, short_table, verdict
 from study.claims_methods import early_checkpoint
 from study.read import Lab, of_rows, validation_loss
 from study.stats import Claim, Comparison
@@ -108,17 +108,17 @@ def test_sentences_tell_the_verdicts(made):
     found = judged(lab)
     told = dict(zip(("C1", "C2", "C5", "C6", "C7"), sentences(found, lab), strict=True))
     by_key = {c.key: c for c in found}
-    for key, sentence in told.items():
-        assert sentence.startswith(f"**{PLAIN[key].words}: {by_key[key].verdict}**")
-        assert sentence.endswith(f"The paper: {PLAIN[key].paper}.")
+    for key, said in told.items():
+        assert said.startswith(f"**{PLAIN[key].words}: {by_key[key].verdict}**")
+        assert said.endswith(f"The paper: {PLAIN[key].paper}.")
     assert ": RL − SFT→RL −16.7 and −16.7, in points at 3.1M and 8.2M tokens." in told["C2"]
     assert "over SFT→RL −33.3 and −33.3 (contradicted); over SFT +33.3 and +33.3 (reproduced)" in told["C7"]
 
 
 def test_sentences_of_what_was_not_run(tmp_path):
     lab = Lab(made_up(tmp_path, "lab", lambda task: False))
-    for sentence in sentences(judged(lab), lab):
-        assert re.fullmatch(r"\*\*[^*]*: not run\*\*\. The paper: [^*]*\.", sentence), sentence
+    for said in sentences(judged(lab), lab):
+        assert re.fullmatch(r"\*\*[^*]*: not run\*\*\. The paper: [^*]*\.", said), said
 
 
 @pytest.mark.parametrize("folder", ["made", "cut_off"])
@@ -136,12 +136,15 @@ def test_cells_are_short_and_hold_one_result(folder, request):
 def test_cells_by_hand():
     """A claim early and late; one whose result no comparison has; one of two parts."""
     lab = Lab.__new__(Lab)
-    lab.early, lab.late, lab.primary = EARLY, LATE, [EARLY, LATE]
+    lab.early, lab.late, lab.primary, lab.runs = EARLY, LATE, [EARLY, LATE], [{"kind": "pretrain"}] * 2
     rows = [of_rows([np.full(9, d), np.full(9, d)]) for d in (-0.2, -0.3)]
     places = ("3.1M", "8.2M")
     two = Claim("C2", "", "", "", [Comparison(f"{t}: RL − SFT→RL", d) for t, d in zip(places, rows, strict=True)])
     assert cells(two.judged(), lab) == ["−20.0 [−20.0, −20.0]", "−30.0 [−30.0, −30.0]"]
     assert here(two, lab) == "pass@1, RL − SFT→RL: −20.0 at 3.1M, −30.0 at 8.2M"
+    lab.runs = [{"kind": "pretrain"}] * 3  # one of them has not come so far
+    assert cells(two, lab)[1] == "−30.0 [−30.0, −30.0] (2 of 3 pre-trainings)"
+    assert "−20.0 (2 of 3 pre-trainings) and −30.0 (2 of 3 pre-trainings), in points" in sentence(two, lab)
     eight = Claim("C8", "", "", "", headline={"8.2M": "sd 0.8"}, verdict="descriptive")
     assert cells(eight, lab) == ["–", "sd 0.8"] and here(eight, lab) == "sd 0.8 at 8.2M"
     ten = Claim("C10", "", "", "", headline={"": "+0.90 over 12 points"}, verdict="descriptive")

@@ -10,6 +10,7 @@ from known_effects import LATE, changed, made_up
 from common import UserError
 from study import archive, report
 from study.claims import judged, short_table
+from study.plan import make_plan
 from study.read import Lab, check_evaluation
 from study.render import html, markdown, slug
 from study.tasks import amount
@@ -87,8 +88,11 @@ def test_the_head_says_which_code_made_what(whole):
     found = {row[0]: row[1:] for row in rows}
     assert set(found) == {f"{name}.py" for name in ("train_pretrain", "train_sft", "train_rl", "merge", "evaluate")}
     assert found["train_pretrain.py"][:2] == ["3 of 3", "hash of train_pretrain.py"]
-    assert abs(sum(int(row[-1].removesuffix(" %")) for row in found.values()) - 100) <= 3
+    assert abs(sum(int(row[-2].removesuffix(" %")) for row in found.values()) - 100) <= 3
     runs = json.loads((whole / "runs.json").read_text())["runs"]
+    seconds = sum(r["seconds"] for r in runs if r["kind"] == "pretrain")
+    cost = sum(t.cost for t in make_plan("lab", 1).tasks if t.kind == "pretrain")
+    assert found["train_pretrain.py"][-1] == f"{seconds / cost:.1f}"
     assert float(found["evaluate.py"][2]) == pytest.approx(6 * sum(r["kind"] == "eval" for r in runs) / 3600, abs=0.01)
     assert "Commits `abc`" in text
 
