@@ -13,7 +13,7 @@ from study.known import take_over
 from study.manifest import header_of, kept_of, read_manifest, write_manifest
 from study.runner import Runner, shown
 from study.setup import corpus_command, find_devices, make_corpus, make_world, world_command
-from study.tasks import Plan, Task, cores, minutes, words
+from study.tasks import Plan, Task, cores, words
 
 NAMED = 6  # runs named in a line
 
@@ -43,8 +43,8 @@ class Session:
             write_manifest(runner, header | {"seconds": seconds})
 
         runner = Runner(folder, self.data, self.jobs, args.minutes, self.devices, save)
-        left = sum(task.cost for task in folder.to_do()) / self.jobs
-        print(f"{len(folder.to_do())} runs to do, about {minutes(left)} | logs: {shown(args.out / 'logs')}", flush=True)
+        todo, logs = folder.to_do(), shown(args.out / "logs")
+        print(f"{len(todo)} runs to do, {told(todo, self.jobs)} | logs: {logs}", flush=True)
         save()  # what was accepted is known from now on
         failed = runner.run()
         save()
@@ -123,9 +123,11 @@ class Study(Session):
             for task, cost in costs:
                 why = "  (made by other code)" * (task in stale)
                 print(f"{cost:6.0f} s  {task.name:<44} {task.script} {shlex.join(words(task.flags))}{why}")
-        print(f"\n{len(self.plan.tasks)} runs; done after about, {self.jobs} side by side:", *place, sep="\n")
+        what = f"{len(self.plan.tasks)} runs, {self.jobs} side by side; with AVX-512 and bfloat16 done after about"
+        print(f"\n{what}:", *place, sep="\n")
         left = [task for task in self.plan.tasks if not folder.finished(task) or task in stale]
-        print(f"all of it: {told(self.plan.tasks, self.jobs)}; {len(left)} runs left")
+        print(f"all of it: {told(self.plan.tasks, self.jobs)}")
+        print(f"{len(left)} runs left: {told(left, self.jobs)}" if left else "0 runs left")
 
 
 def named(tasks: list[Task]) -> str:

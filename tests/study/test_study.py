@@ -158,7 +158,7 @@ def test_the_plan_is_printed_in_order(monkeypatch, capsys):
     shown = capsys.readouterr().out
     names = [t.name for t in planned("lab").tasks]
     assert [line.split()[2] for line in shown.splitlines() if " s  " in line] == names
-    assert f"{len(names)} runs; done after about" in shown and "runs | C1 C2 C3 C5 C6 C7: seed 3, early" in shown
+    assert f"{len(names)} runs, 2 side by side" in shown and "runs | C1 C2 C3 C5 C6 C7: seed 3, early" in shown
 
 
 def test_what_is_finished_costs_nothing_in_the_plan(monkeypatch, capsys, world_there):
