@@ -79,25 +79,39 @@ def table(lab: Lab) -> tuple:
                     if 0 not in places
                     else [cells[0], *[""] * (len(a.passes) - 1)]
                 )
-                rows.append([str(n), NAMES[method], *shown])
+                rows.append([f"{n:,}", NAMES[method], *shown])
     head = ["questions", "pass@1 / pass@32", *(f"{p} passes" for p in a.passes)]
     return "table", head, rows
 
 
+COMPARED = (("SFT, pass@1", "sft", 1), ("SFT, pass@32", "sft", 32))
+COMPARED += (("SFT→RL, pass@1", "sft_rl", 1), ("SFT→RL, pass@32", "sft_rl", 32))
+
+
+def differences(a: Axis) -> dict[str, dict[tuple[int, int], Difference]]:
+    """RL less each other: title -> (pool, passes) -> difference, of the cells that exist."""
+    places = [(n, p) for n in a.pools for p in a.passes]
+    found = {title: {(n, p): a.difference(("rl", n, 0), (m, n, p), k) for n, p in places} for title, m, k in COMPARED}
+    return {title: {place: d for place, d in cells.items() if d} for title, cells in found.items()}
+
+
+def difference_table(lab: Lab) -> tuple:
+    found = differences(read(lab))
+    places = dict.fromkeys(place for cells in found.values() for place in cells)
+    rows = [[f"{n:,} × {p}", *(shown(c[n, p]) if (n, p) in c else "–" for c in found.values())] for n, p in places]
+    return "table", ["questions × passes", *(f"RL − {title}" for title in found)], rows
+
+
 def sentences(lab: Lab) -> list[str]:
     """Where RL beats SFT, where SFT→RL beats RL, where averaging is best; intervals over questions alone."""
-    a = read(lab)
-    lines = []
-    for title, method, k in (
-        ("RL against SFT, pass@1", "sft", 1),
-        ("RL against SFT, pass@32", "sft", 32),
-        ("RL against SFT→RL, pass@1", "sft_rl", 1),
-        ("RL against SFT→RL, pass@32", "sft_rl", 32),
-    ):
-        places = [(n, p) for n in a.pools for p in a.passes]
-        found = {(n, p): a.difference(("rl", n, 0), (method, n, p), k) for n, p in places}
-        told = [f"{n} × {p}: {shown(d)}" for (n, p), d in found.items() if d]
-        lines += [f"{title} (questions × passes): {'; '.join(told)}."] if told else []
+    a, lines = read(lab), []
+    for title, cells in differences(a).items():
+        sides = []
+        for side, sign in (("above", 1), ("below", -1)):
+            clear = {at: d for at, d in cells.items() if min(sign * end for end in d.interval()) > 0}
+            names = ", ".join(f"{n:,} × {p}" for n, p in clear)
+            sides.append(f"{side} it in {len(clear)}" + f" ({names})" * (0 < len(clear) < len(cells)))
+        lines += [f"RL against {title}, {len(cells)} cells: whole interval {', '.join(sides)}."] if cells else []
     for k in (1, 32):
         best = []
         for n in a.pools:
@@ -108,7 +122,7 @@ def sentences(lab: Lab) -> list[str]:
             if len(scores) > 1:
                 (m, p), top = max(scores.items(), key=lambda item: item[1])
                 passes = f" of {p} passes" if p else ""
-                best.append(f"{n} questions: {NAMES[m]}{passes} ({100 * top:.1f})")
+                best.append(f"{n:,} questions: {NAMES[m]}{passes} ({100 * top:.1f})")
         lines += [f"Best pass@{k} but for SFT-Gold: {'; '.join(best)}."] if best else []
     return lines or ["Not run."]
 
@@ -124,7 +138,7 @@ def said(lab: Lab) -> str:
         return "Pools of other sizes are not run."
     text = (
         f"Every method from the same checkpoint ({at(lab.late)} tokens, first pre-training), on pools of "
-        f"{', '.join(map(str, a.pools))} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
+        f"{', '.join(f'{n:,}' for n in a.pools)} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
         f"passes over theirs. {a.questions} test questions, one run a cell: intervals are over questions alone, and "
         "nothing here is a verdict."
     )

@@ -28,10 +28,11 @@ def shares(result: dict, task: str = "gsm") -> dict[str, float]:
 
 
 def written(lab: Lab, method: str, tokens: int) -> dict[int, dict[str, float]]:
-    """Step -> shares, of the first seed's run on validation questions."""
+    """Step -> shares, of the first seed's run on validation questions. A style that no answer has at a step is 0."""
     rows = lab.find(method=method, tokens=tokens, group="dynamics", split="val", train_step=...)
     found = {r["train_step"]: shares(r["result"]) for r in rows}
-    return {step: s for step, s in sorted(found.items()) if s}
+    names = dict.fromkeys(name for s in found.values() for name in s)
+    return {step: {name: s.get(name, 0.0) for name in names} for step, s in sorted(found.items()) if s}
 
 
 def table(lab: Lab) -> tuple:

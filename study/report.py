@@ -145,7 +145,7 @@ def what_decides(lab: Lab, draw: Drawn) -> list[tuple]:
         ("head", 2, "What decides"),
         ("text", axis.said(lab)),
         *draw("axis"),
-        *([("list", axis.sentences(lab)), axis.table(lab)] if axis.read(lab).pools else []),
+        *([("list", axis.sentences(lab)), axis.table(lab), axis.difference_table(lab)] if axis.read(lab).pools else []),
     ]
 
 

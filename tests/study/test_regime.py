@@ -83,7 +83,10 @@ def test_the_papers_place(made):
 
 def test_the_axis_says_who_is_best(made):
     told = " ".join(axis.sentences(Lab(made)))
-    assert "Best pass@1 but for SFT-Gold: 64 questions: RL" in told and "RL against SFT→RL, pass@32" in told
+    assert "Best pass@1 but for SFT-Gold: 64 questions: RL" in told
+    assert "RL against SFT→RL, pass@32, 9 cells: whole interval above it in " in told
+    rows = axis.difference_table(Lab(made))[2]
+    assert [len(row) for row in rows] == [5] * 10 and rows[-1][0] == "4,000 × 5" and rows[-2][3] == "–"
 
 
 # ---------------------------------------------------------------- beyond the text
@@ -111,6 +114,15 @@ def test_styles_and_answers_without_work(made):
     assert found[0] == {"no work": 1 / 8, **dict.fromkeys(("equations", "nested", "retold", "running"), 6 / 32)}
     row = next(r for r in mechanism.table(lab)[2] if r[:2] == ["8.2M", "RL"])
     assert row[2:] == ["0.00 → 0.50", "0.60", "1.00 → 0.50", "40 → 39", "12 → 12 %"]
+
+
+def test_a_style_that_dies_out_has_no_share(made):
+    """evaluate.py counts the styles that occur: in a figure over steps one that is gone is at 0."""
+    lab = Lab(made)
+    last = lab.find(method="rl", tokens=EARLY, group="dynamics", split="val", train_step=144)[0]
+    del last["result"]["questions"]["gsm"]["styles"]["nested"]
+    found = mechanism.written(lab, "rl", EARLY)
+    assert found[144]["nested"] == 0 and found[96]["nested"] == 6 / 32 and found[144].keys() == found[0].keys()
 
 
 def test_a_broken_off_run_has_no_log(made):
