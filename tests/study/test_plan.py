@@ -162,3 +162,11 @@ def test_the_clock_by_hand():
     other = task("pretrain-2", 100)
     assert wall_seconds([base, other, half, whole], 2, lambda t: t.cost) == 130
     assert wall_seconds([base, half, whole, other], 2, lambda t: t.cost) == 200
+
+
+def test_what_is_left_starts_at_once_from_what_is_there():
+    """Without its pre-training, which is finished, a study of one core takes the other runs' seconds."""
+    tasks = make_plan("smoke", 1).tasks
+    left = [t for t in tasks if t.kind != "pretrain"]
+    assert len(left) < len(tasks)
+    assert wall_seconds(left, 1, lambda t: 2.0) == 2.0 * len(left) and wall_seconds([], 1, len) == 0
