@@ -87,6 +87,8 @@ def test_the_axis_says_who_is_best(made):
     assert "RL against SFT→RL, pass@32, 9 cells: whole interval above it in " in told
     rows = axis.difference_table(Lab(made))[2]
     assert [len(row) for row in rows] == [5] * 10 and rows[-1][0] == "4,000 × 5" and rows[-2][3] == "–"
+    above = [row[0] for row in rows if row[1].partition("[")[2][:1] not in ("−", "")]  # the interval begins above 0
+    assert f"RL against SFT, pass@1, 10 cells: whole interval above it in {len(above)}" in told and above
 
 
 # ---------------------------------------------------------------- beyond the text
