@@ -8,9 +8,9 @@ from study.tasks import Task, minutes
 
 
 def wall_seconds(tasks: list[Task], jobs: int, seconds: Callable[[Task], float]) -> float:
-    """A run begins when a core is free and what it starts from is there: a checkpoint of pre-training in proportion
-    to its step, what is none of `tasks` at once. As in runner.next_up, a pre-training waits for its place in the plan,
-    or until nothing else can."""
+    """A run begins when its cores are free and what it starts from is there: a checkpoint of pre-training in
+    proportion to its step, what is none of `tasks` at once. As in runner.next_up, a pre-training waits for its place in
+    the plan, or until nothing else can."""
     todo, began, made = list(tasks), {}, set(tasks)
     free, now, end = [0.0] * jobs, 0.0, 0.0
     while todo:
@@ -19,13 +19,18 @@ def wall_seconds(tasks: list[Task], jobs: int, seconds: Callable[[Task], float])
         at = {task: max([there(*need, began, seconds) for need in needs[task]], default=0.0) for task in todo}
         ready, idle = [t for t in todo if at[t] <= now], all(f <= now for f in free)
         ready = [t for t in ready if t.kind != "pretrain" or t is todo[0]] or ready[: int(idle)]
-        if not ready:  # the core waits for a checkpoint, or for another core to end
+        beside = heapq.nsmallest(min(ready[0].threads, jobs) - 1, free) if ready else []
+        if not ready or max(beside, default=0.0) > now:  # the core waits for a checkpoint, or for another core to end
             heapq.heappush(free, min([t for t in [*at.values(), *free] if t > now]))
             continue
         todo.remove(ready[0])
         began[ready[0]] = now
         end = max(end, now + seconds(ready[0]))
-        heapq.heappush(free, now + seconds(ready[0]))
+        for core in beside:
+            free.remove(core)
+        heapq.heapify(free)
+        for _ in range(1 + len(beside)):
+            heapq.heappush(free, now + seconds(ready[0]))
     return end
 
 

@@ -40,7 +40,7 @@ def write_manifest(runner: Runner, header: dict) -> None:
     rows, folder = [], runner.folder
     for task in folder.tasks:
         row = dict(name=task.name, kind=task.kind, method=task.method, **task.record, out=folder.out(task))
-        row["seconds"] = None
+        row |= {"seconds": None, "threads": task.threads}
         if task.kind != "eval":
             row["seconds"] = folder.last_row(task).get("perf/elapsed_s")  # of a run that was taken over
             metrics = folder.path(task, "metrics.jsonl").relative_to(folder.dir)

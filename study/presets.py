@@ -49,7 +49,7 @@ PRESETS = {
         parallel=dict(steps=4, lr=2e-4, sft_lr=2e-4, prompts_per_step=8, group_size=8, batch_size=16),
         test=dict(limit=16, n_samples=32, k=[1, 8, 32]), val=dict(limit=8, n_samples=32, k=[1, 8, 32]),
     ),
-    "laptop": LAPTOP,
+    "laptop": LAPTOP | dict(pretrain_threads=2),  # one alone; the lab has two to run side by side
     "lab": LAPTOP | LAB,
     "tuning": LAPTOP | TUNING,
     "real-small": dict(  # every path on real data; `corpus`: what data.prepare is told
@@ -68,6 +68,7 @@ PRESETS = {
 # 0-shot and few-shot.
 SECONDS = {"train_pretrain.py": 0.0717, "train_rl.py": 1.9, "train_sft.py": 0.34, "merge.py": 2.3}
 COMPLETION = 1 / 800, 1 / 400
+FASTER = {1: 1.0, 2: 1.7}  # pre-training with two threads, on two cores that do nothing else (bench/README.md)
 # How many times as long it took on a core with AVX2 and no bfloat16, as docs/results/lab/report.md says by stage: two
 # runs side by side on the two cores of a virtual machine (AMD EPYC), now and then beside other work.
 WITHOUT_BFLOAT16 = {"train_pretrain.py": 4.5, "train_rl.py": 2.6, "train_sft.py": 3.1, "merge.py": 3.0}

@@ -20,10 +20,11 @@ def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
     commits = {r.get("commit") for r in [*evaluated, *(r for r in runs if r["finished"])]} | {m.get("commit")}
     seeds = [f"{at(t)}: {len(lab.by_seed('rl', t))}" for t in lab.planned["rl"]]
     wall = f", {m['seconds'] / 60:.0f} minutes by the clock" if m.get("seconds") else ""
+    more = " (pre-training two)" * any(r.get("threads", 1) > 1 for r in runs)
     first = [
         f"Preset {quoted(m['preset'])}, first seed {m['seed']}, on {quoted(m['machine'])}{device(evaluated)}: {done} "
-        f"of {len(runs)} planned runs finished, {hours(runs):.1f} core hours{wall}, one thread a run, {m['jobs']} "
-        "side by side.",
+        f"of {len(runs)} planned runs finished, {hours(runs):.1f} core hours{wall}, one thread a run{more}, "
+        f"{m['jobs']} side by side.",
         f"Commits {', '.join(sorted(quoted(c) for c in commits - {None})) or '–'}.",
     ]
     rules = [
@@ -48,7 +49,7 @@ def regime(lab: Lab) -> list[str]:
 
 
 def hours(runs: list[dict]) -> float:
-    return sum(r.get("seconds") or 0 for r in runs) / 3600
+    return sum((r.get("seconds") or 0) * r.get("threads", 1) for r in runs) / 3600
 
 
 def device(evaluated: list[dict]) -> str:
@@ -77,7 +78,7 @@ def script(run: dict) -> str:
 def stages(lab: Lab) -> tuple:
     whole, rows = hours(lab.manifest["runs"]) or 1, []
     preset = lab.manifest["preset"]
-    cost = {t.name: t.cost for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
+    cost = {t.name: t.cost * t.threads for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
     for name, hashes in sources(lab).items():
         mine = [r for r in lab.manifest["runs"] if script(r) == name]
         done = [r for r in mine if r["finished"]]

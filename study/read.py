@@ -69,6 +69,8 @@ def check_manifest(manifest: dict, where: Path) -> None:
             field(run["config"], key, int, place, MEND)
         if run.get("seconds") is not None:
             field(run, "seconds", float, place, MEND)
+        if "threads" in run:
+            field(run, "threads", int, place, MEND)
         if run.get("preset", "world") not in SHAPES:
             raise UserError(f"{place}: {run['preset']!r:.30} is none of the models {' '.join(SHAPES)}; {MEND}")
 

@@ -1,4 +1,4 @@
-"""Runs what is not finished: independent runs side by side, one thread each, each as soon as what it starts from is
+"""Runs what is not finished: independent runs side by side, each as soon as what it starts from and its cores are
 there. Stages are called as a user would call them; what they print goes to logs/."""
 
 import os
@@ -27,7 +27,7 @@ GLANCE = 3  # the same on a terminal, where one line is written over
 class Running:
     task: Task
     process: subprocess.Popen
-    slot: int  # of --jobs
+    slots: list[int]  # of --jobs
     began: float = field(default_factory=time.time)
 
 
@@ -83,10 +83,14 @@ class Runner:
         return [t for t in ready if t.kind != "pretrain" or t is self.todo[0]] or ready[: int(not self.running)]
 
     def begin(self) -> None:
-        free = [slot for slot in range(self.jobs) if slot not in [run.slot for run in self.running]]
-        for task, slot in zip(self.next_up() if free else [], free, strict=False):
+        free = sorted(set(range(self.jobs)) - {slot for run in self.running for slot in run.slots})
+        for task in self.next_up() if free else []:
+            taken = min(task.threads, self.jobs) if self.devices[0] == "cpu" else 1
+            if taken > len(free):
+                break  # it waits for a core, and what is after it in the plan for its turn
+            slots, free = free[:taken], free[taken:]
             self.todo.remove(task)
-            self.running.append(Running(task, self.start(task, slot), slot))
+            self.running.append(Running(task, self.start(task, slots[0]), slots))
             if task.cost > 60:
                 self.say(f"began {task.name}, about {minutes(task.cost)}: {shown(self.folder.log(task))}")
 
@@ -102,7 +106,7 @@ class Runner:
         with open(log, "a", encoding="utf-8") as out:
             out.write(f"$ {shlex.join(command)}\n")
             out.flush()
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+            env = {**os.environ, "OMP_NUM_THREADS": f"{task.threads}", "PYTHONIOENCODING": "utf-8"}
             env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])  # for forks
             return subprocess.Popen(
                 [sys.executable, *command[1:]],
@@ -121,7 +125,8 @@ class Runner:
         if not fresh and self.folder.checkpoints(task):
             return ["python", task.script, "--resume", shown(out)]
         inputs = {flag: shown(self.folder.path(parent, name)) for flag, (parent, name) in task.inputs.items()}
-        flags = {**inputs, "data": shown(self.data), **task.flags, "threads": 1, "device": device, "out": shown(out)}
+        flags = {**inputs, "data": shown(self.data), **task.flags, "threads": task.threads}
+        flags |= {"device": device, "out": shown(out)}
         return ["python", task.script, *words(flags)]
 
     def end(self, run: Running) -> None:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from study.presets import BENCHMARKS, COMPLETION, PRESETS, SECONDS
+from study.presets import BENCHMARKS, COMPLETION, FASTER, PRESETS, SECONDS
 
 SCRIPTS = {
     "rl": "train_rl.py",
@@ -27,10 +27,11 @@ class Task:
     script: str
     flags: dict
     out: str
-    cost: float  # rough seconds on one core
+    cost: float  # rough seconds by the clock
     inputs: dict = field(default_factory=dict)
     record: dict = field(default_factory=dict)  # what the report needs to know of it
     block: str = ""  # the part of the plan that first asked for it
+    threads: int = 1  # on a CPU
 
     def needs(self, other: "Task") -> bool:
         """Does it start from what `other` makes, directly or through others?"""
@@ -124,9 +125,11 @@ class Plan:
     def pretrain(self, seed: int) -> Task:
         flags = {**self.p["pretrain"], "save_at": self.p["save_at"], "seed": seed}
         record = dict(seed=seed, preset=flags.get("preset", "world"))
-        cost = flags["steps"] * flags["batch_tokens"] / 1280 * SECONDS["train_pretrain.py"]
+        threads = self.p.get("pretrain_threads", 1)
+        cost = flags["steps"] * flags["batch_tokens"] / 1280 * SECONDS["train_pretrain.py"] / FASTER[threads]
         name, out = f"pretrain-s{seed}", ckpt_name(flags["steps"])
-        return self.add(Task(name, "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record))
+        task = Task(name, "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record, threads=threads)
+        return self.add(task)
 
     def updates(self, passes: float, pool: int | None = None) -> int:
         """Of SFT, so many passes over a pool of questions."""
