@@ -67,8 +67,13 @@ def headline(lab: Lab) -> str:
             methods, theirs, ours = orders(lab, t, k)
             if len(methods) > 2 and ours:
                 tau = kendall(theirs, np.mean(list(ours.values()), axis=0))
-                told.append(f"{signed(tau)} in pass@{k} at {at(t)} ({len(methods)} methods, the paper's {billions}B)")
-    return f"Order of the methods against the paper's, Kendall's tau: {'; '.join(told) or 'not run'}."
+                chance = f"{100 * kendall_p(theirs, np.mean(list(ours.values()), axis=0)):.0f} % by chance"
+                which = f"{len(methods)} methods, the paper's {billions}B; {chance}"
+                told.append(f"{signed(tau)} in pass@{k} at {at(t)} ({which})")
+    return (
+        "**Do the methods stand in the paper's order?** Kendall's tau (1: the same, −1: the opposite; by chance: the "
+        f"share of random orders that agree as well): {'; '.join(told) or 'not run'}."
+    )
 
 
 def signed(tau: float) -> str:
@@ -126,7 +131,7 @@ def add_start(lab: Lab, tokens: int, costs: dict[int, dict], flops: float) -> No
 # ---------------------------------------------------------------- the stop
 def slopes(lab: Lab) -> list[str]:
     """Did RL reach a plateau? Validation pass@1 between the last two looks, and the training reward's own slope."""
-    lines = []
+    lines, rising, asked = [], 0, 0
     for t in lab.primary:
         for method in ("rl", "sft_rl", "parallel"):
             told = []
@@ -137,10 +142,12 @@ def slopes(lab: Lab) -> list[str]:
                 told.append(f"validation pass@1 {x:.1f} at batch {a}, {y:.1f} at {b}")
             ends = [slope(log, lambda r: 100 * r["reward/mean"]) for log in lab.logs(method, t).values()]
             if ends := [e for e in ends if e is not None]:
+                rising, asked = rising + sum(e > 0 for e in ends), asked + len(ends)
                 each = ", ".join(f"{e:+.1f}" for e in ends).replace("-", "−")
                 told.append(f"training reward over the last third {each} points in ten batches, each pre-training")
             lines += [f"{NAMES[method]} from {at(t)}: {'; '.join(told)}."] if told else []
-    return lines or ["Not run."]
+    plateau = [f"No plateau is claimed: in {rising} of {asked} runs the training reward still rises at the stop."]
+    return plateau * bool(asked) + lines or ["Not run."]
 
 
 def slope(log: list[dict], get: Callable[[dict], float]) -> float | None:

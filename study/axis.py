@@ -1,12 +1,14 @@
 """What decides: how many questions have a worked solution, and how often it is read. One pre-training, its late
 checkpoint; every cell is a run of its own, those of the study's own pool are its main runs."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from study.paper import PAPER
 from study.read import NAMES, Lab, of_rows, per_question
-from study.stats import Difference
+from study.stats import Difference, with_interval
 from study.tasks import amount as at
 
 METHODS = ("rl", "sft", "gold", "sft_rl", "parallel")
@@ -63,6 +65,12 @@ def paper_pool(lab: Lab) -> float | None:
     return PAPER_SHARE * mix["math.bin"] * lab.late / (np.mean(tokens) / size)
 
 
+def base_score(lab: Lab, a: Axis, k: int) -> np.ndarray | None:
+    """Of each question, of the base that every cell started from."""
+    found = lab.base(lab.late).get(lab.first)
+    return None if found is None else per_question(found, k)[: a.questions]
+
+
 def table(lab: Lab) -> tuple:
     """pass@1 / pass@32 of each cell."""
     a, rows = read(lab), []
@@ -74,13 +82,9 @@ def table(lab: Lab) -> tuple:
                 p: " / ".join(f"{100 * s.mean():.1f}" for s in both) for p, both in got.items() if both[0] is not None
             }
             if cells:
-                shown = (
-                    [cells.get(p, "–") for p in a.passes]
-                    if 0 not in places
-                    else [cells[0], *[""] * (len(a.passes) - 1)]
-                )
-                rows.append([f"{n:,}", NAMES[method], *shown])
-    head = ["questions", "pass@1 / pass@32", *(f"{p} passes" for p in a.passes)]
+                of_sft = [cells.get(p, "–") if 0 not in places else "" for p in a.passes]
+                rows.append([f"{n:,}", NAMES[method], cells.get(0, ""), *of_sft])
+    head = ["questions", "pass@1 / pass@32", "no SFT passes", *(f"{p} passes" for p in a.passes)]
     return "table", head, rows
 
 
@@ -110,8 +114,10 @@ def sentences(lab: Lab) -> list[str]:
         for side, sign in (("above", 1), ("below", -1)):
             clear = {at: d for at, d in cells.items() if min(sign * end for end in d.interval()) > 0}
             names = ", ".join(f"{n:,} × {p}" for n, p in clear)
-            sides.append(f"{side} it in {len(clear)}" + f" ({names})" * (0 < len(clear) < len(cells)))
-        lines += [f"RL against {title}, {len(cells)} cells: whole interval {', '.join(sides)}."] if cells else []
+            sides.append(f"{side} zero in {len(clear)}" + f" ({names})" * (0 < len(clear) < len(cells)))
+        metric = title.split(", ")[1]
+        told = f"{metric}, RL − {title.split(', ')[0]}, {len(cells)} cells (questions × passes): whole interval"
+        lines += [f"{told} {', '.join(sides)}."] if cells else []
     for k in (1, 32):
         best = []
         for n in a.pools:
@@ -128,8 +134,7 @@ def sentences(lab: Lab) -> list[str]:
 
 
 def shown(d: Difference) -> str:
-    low, high = d.interval()
-    return f"{100 * d.estimate:+.1f} [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+    return with_interval(d.estimate, *d.interval())
 
 
 def said(lab: Lab) -> str:
@@ -139,12 +144,29 @@ def said(lab: Lab) -> str:
     text = (
         f"Every method from the same checkpoint ({at(lab.late)} tokens, first pre-training), on pools of "
         f"{', '.join(f'{n:,}' for n in a.pools)} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
-        f"passes over theirs. {a.questions} test questions, one run a cell: intervals are over questions alone, and "
-        "nothing here is a verdict."
+        f"passes over theirs. RL has as many batches on every pool. The first {a.questions} test questions, one run a "
+        "cell: intervals are over questions alone, and nothing here is a verdict. –: not run."
     )
     if place:
         text += (
             f" The paper's place: {100 * PAPER_SHARE:g} % of the math tokens are demonstrations, here {place:.0f} "
             f"questions; {PAPER_PASSES['sft']} passes, {PAPER_PASSES['sft_rl']} before SFT→RL."
         )
+        text += at_the_place(lab, a, place)
     return text
+
+
+def at_the_place(lab: Lab, a: Axis, place: float) -> str:
+    """SFT in the cell nearest to the paper's place, beside its base, here and in the paper (pass@1 / pass@32)."""
+    pool = min(a.pools, key=lambda n: abs(math.log(n / place)))
+    passes = min(a.passes, key=lambda n: abs(n - PAPER_PASSES["sft"]), default=0)
+    base, late = [base_score(lab, a, k) for k in (1, 32)], PAPER[max(PAPER)]
+    scores = [a.score("sft", pool, passes, k) for k in (1, 32)]
+    if base[0] is None or scores[0] is None:
+        return ""
+    sft, before = (" / ".join(f"{100 * s.mean():.1f}" for s in two) for two in (scores, base))
+    theirs, under = (f"{row[0]:.1f} / {row[2]:.1f}" for row in (late["sft"], max(late["base8"], late["base0"])))
+    return (
+        f" In the nearest cell, {pool:,} × {passes}, SFT stands at {sft} and the base at {before}; the paper's at "
+        f"{theirs} and {under}, at {max(PAPER)}B tokens."
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from study.claims_conditions import c4, c8, c9, c10, c11
 from study.claims_methods import c1, c2, c3, c5, c6, c7
 from study.read import Lab
-from study.stats import Claim, Comparison
+from study.stats import Claim, Comparison, points
 from study.tasks import amount as at
 
 CLAIMS: tuple[Callable[[Lab], Claim], ...] = (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11)
@@ -33,7 +33,7 @@ PLAIN = {
     "C1": Plain(
         "RL on an early checkpoint already beats that checkpoint, prompted at its best",
         "pass@1, RL − base",
-        "+13.8 at 4B of 50B tokens, +26.1 at 10B",
+        "+13.8 at 4B of 50B tokens (a rerun: +2.6), +26.1 at 10B",
         {"RL − base, best shots": "RL − base"},
     ),
     "C2": Plain(
@@ -103,7 +103,6 @@ PLAIN = {
 OUTCOMES = {  # what a sentence adds to a verdict
     "contradicted": "the opposite holds here",
     "mixed": "part of it holds here, part does not",
-    "undecided": "the intervals leave it open",
     "absent": "there is no such difference here",
     "estimate": "one pre-training gives no verdict",
 }
@@ -130,38 +129,41 @@ def told_at(claim: Claim, lab: Lab, part: str) -> dict[str, Comparison]:
     return found
 
 
-def points(c: Comparison) -> str:
-    return f"{100 * c.difference.estimate:+.1f}".replace("-", "−")
+# ---------------------------------------------------------------- what came out, a sentence a claim
+def sentences(claims: list[Claim], hot: list[Claim], lab: Lab) -> list[str]:
+    """`hot`: the claims with every model asked at T 1."""
+    at_t1 = {c.name: c for claim in hot for c in claim.comparisons if c.difference}
+    return [sentence(c, at_t1, lab) for c in claims if c.key in ("C1", "C2", "C3", "C5", "C6", "C7")]
 
 
-# ---------------------------------------------------------------- what came out, in five sentences
-def sentences(claims: list[Claim], lab: Lab) -> list[str]:
-    return [sentence(c, lab) for c in claims if c.key in ("C1", "C2", "C5", "C6", "C7")]
-
-
-def sentence(claim: Claim, lab: Lab) -> str:
-    """The claim, its verdict, its differences early and late, and the paper's."""
+def sentence(claim: Claim, at_t1: dict[str, Comparison], lab: Lab) -> str:
+    """The claim, its verdict, its differences late and early with their intervals, and the paper's."""
     plain = PLAIN[claim.key]
     why = OUTCOMES.get(claim.verdict, "")
     said = f"**{plain.words}: {claim.verdict}**{f', {why}' if why else ''}"
-    told, places = [], []
+    told, metric = [], plain.measured.split(",")[0]
     for part, name in plain.parts.items():
-        if found := told_at(claim, lab, part):
-            told.append(f"{name} {' and '.join(points(c) + remark(c, claim, lab) for c in found.values())}")
-            places = max(places, list(found), key=len)
-    numbers = f": {'; '.join(told)}, in points at {' and '.join(places)} tokens" if told else ""
-    return f"{said}{numbers}. The paper: {plain.paper}."
+        found = reversed(told_at(claim, lab, part).items())
+        cells = [f"{c.shown} at {place}{remark(c, at_t1.get(c.name), lab)}" for place, c in found]
+        name = name if told or "pass@" in name else f"{metric}, {name}"
+        told += [f"{name} {', '.join(cells)}"] if cells else []
+    numbers = f" {'; '.join(told)}." if told else ""
+    return f"{said}.{numbers} The paper: {plain.paper}."
 
 
-def remark(c: Comparison, claim: Claim, lab: Lab) -> str:
-    """Behind a difference: its own verdict, where the claim's is another, and that pre-trainings are missing."""
-    told = f"({c.told})" if c.primary and c.told not in ("", claim.verdict) else ""
-    return "".join(f" {word}" for word in (told, missing(c, lab)) if word)
+def remark(c: Comparison, hot: Comparison | None, lab: Lab) -> str:
+    """Behind a difference: its own verdict, what it is at T 1 where that decides otherwise, missing pre-trainings."""
+    told = [c.told] if c.primary and c.told else []
+    if hot and c.primary and hot.leaning != c.leaning:
+        told.append(f"asked at T 1 {hot.shown}")
+    if few := missing(c, lab):
+        told.append(few)
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def missing(c: Comparison, lab: Lab) -> str:
     planned = len([r for r in lab.runs if r["kind"] == "pretrain"])
-    return f"({c.seeds} of {planned} pre-trainings)" if 0 < c.seeds < planned else ""
+    return f"{c.seeds} of {planned} pre-trainings" if 0 < c.seeds < planned else ""
 
 
 # ---------------------------------------------------------------- cells of the two claims tables
@@ -169,7 +171,7 @@ def cells(claim: Claim, lab: Lab) -> list[str]:
     """What came out of the claim's first part early and late; a claim without checkpoints has its result as late."""
     plain, places = PLAIN[claim.key], [at(t) for t in dict.fromkeys([lab.early, lab.late])]
     first = told_at(claim, lab, next(iter(plain.parts), ""))
-    found = {p: " ".join(filter(None, (c.shown, missing(c, lab)))) for p, c in first.items()}
+    found = {p: c.shown + (f" ({few})" if (few := missing(c, lab)) else "") for p, c in first.items()}
     shown = claim.headline or found
     if "" in shown:  # it has no checkpoints
         return [*[""] * (len(places) - 1), shown[""]]
@@ -183,10 +185,12 @@ def here(claim: Claim, lab: Lab) -> str:
         return ", ".join(f"{shown} at {place}" if place else shown for place, shown in claim.headline.items())
     found = {name: told_at(claim, lab, part) for part, name in plain.parts.items()}
     if len(found) > 1:
-        late = [f"{name} {points(c[at(lab.late)])}" for name, c in found.items() if at(lab.late) in c]
+        late = [
+            f"{name} {points(c[at(lab.late)].difference.estimate)}" for name, c in found.items() if at(lab.late) in c
+        ]
         told = [f"at {at(lab.late)}: {'; '.join(late[:n])}" for n in range(1, len(late) + 1)]
         return max((t for t in told if len(t) <= WIDEST), key=len, default="–")
-    shown = [f"{points(c)} at {p}" for p, c in next(iter(found.values()), {}).items()]
+    shown = [f"{points(c.difference.estimate)} at {p}" for p, c in next(iter(found.values()), {}).items()]
     return f"{plain.measured}: {', '.join(shown)}" if shown else "–"
 
 

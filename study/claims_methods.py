@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from study import axis
 from study.read import NAMES, Lab, best_blind, general_average, hits, mean, mean_score, subtract
-from study.stats import Claim, Difference
+from study.stats import Claim, Comparison, Difference
 from study.tasks import amount as at
 
 LOW, ABOVE = 0.05, 0.10  # C1's early checkpoint: base pass@1 under the one, pass@32 so far above blind rules
@@ -27,7 +28,7 @@ def c1(lab: Lab) -> Claim:
         "C1",
         "RL works early",
         "pass@1, RL − base (with the shots that validation prefers)",
-        "above the 8-shot base: +13.8 at 4B (the best of its reruns), +26.1 at 10B",
+        "above the 8-shot base: +13.8 at 4B (the best of its reruns; the worst +2.6), +26.1 at 10B",
     )
     early = early_checkpoint(lab)
     for t in lab.planned["rl"]:
@@ -85,6 +86,10 @@ def c2(lab: Lab) -> Claim:
     claim.limits.append(
         "Two rows: at the late checkpoint RL is at most 3 points worse, and the gap has closed since the early one."
     )
+    steps = {t: lab.config("rl", t).get("steps") for t in lab.primary}
+    if len(set(steps.values())) > 1:
+        told = " and ".join(f"{n} batches at {at(t)}" for t, n in steps.items())
+        claim.limits.append(f"RL and SFT→RL have {told}, so the second row is of more than the checkpoint.")
     return claim.judged()
 
 
@@ -110,6 +115,13 @@ def c3(lab: Lab) -> Claim:
         claim.add(f"{at(t)}: pass@1, RL − Gold", subtract(rl, gold, 1), primary=False)
         if sft and lab.base(t) and mean(sft) < mean(lab.base(t)):
             claim.limits.append(f"{at(t)}: SFT ends below the base it came from.")
+    cells = axis.differences(axis.read(lab)).get("SFT, pass@1", {})
+    if cells:
+        ahead, most = sum(d.interval()[0] > 0 for d in cells.values()), max(pool for pool, _ in cells)
+        claim.limits.append(
+            f"Scarcity: on pools of up to {most:,} questions RL's pass@1 is clearly above SFT's in {ahead} of "
+            f'{len(cells)} cells of "What decides" (one pre-training).'
+        )
     return claim.judged()
 
 
@@ -134,8 +146,20 @@ def c5(lab: Lab) -> Claim:
             claim.add(against, subtract(rl, lab.base(t, n), 32), primary=False)
         whole = f"{at(t)}: after SFT, pass@32, against SFT to its end"
         claim.add(whole, subtract(both, sft, 32), -1, primary=False)
+    told = [f"against the base asked {n}-shot {c.shown}" for n in (lab.few_shot, 0) if (c := asked_so(claim, lab, n))]
+    if told:
+        claim.limits.append(
+            f"Direct RL's pass@32 at {at(lab.late)} hangs on how the base is asked: {', '.join(told)}; T 1: below, "
+            "under Sensitivity."
+        )
     claim.limits += ceiling(lab)
     return claim.judged()
+
+
+def asked_so(claim: Claim, lab: Lab, n_shot: int) -> Comparison | None:
+    """The exploratory row of C5 against the late base with so many shots."""
+    name = f"{at(lab.late)}: direct RL, pass@32, against the {n_shot}-shot base"
+    return next((c for c in claim.comparisons if c.name == name and c.difference), None)
 
 
 def ceiling(lab: Lab) -> list[str]:
@@ -185,5 +209,10 @@ def c7(lab: Lab) -> Claim:
                 main = metric == 32 and method != "gold" and t == lab.late
                 moved = subtract(parallel, lab.by_seed(method, t), metric)
                 claim.add(f"{at(t)}: {name}, parallel − {NAMES[method]}", moved, primary=main)
+    if start := lab.by_seed("sft", lab.late, variant="start"):
+        claim.limits.append(
+            f"SFT of {lab.manifest.get('start_passes')} passes, from which SFT→RL begins, has pass@32 "
+            f"{mean_score(start, 32)} at {at(lab.late)}; its row here is of SFT to its end."
+        )
     claim.limits += ceiling(lab)
     return claim.judged()

@@ -18,16 +18,16 @@ def what_decides(lab: Lab):
     figure, axes = plt.subplots(
         2, len(a.passes), figsize=(3.1 * len(a.passes), 6), sharey="row", sharex=True, squeeze=False
     )
-    base = next(iter(lab.base(lab.late).values()), None)
     for line, k in zip(axes, (1, 32), strict=True):
+        base = axis.base_score(lab, a, k)
         for ax, passes in zip(line, a.passes, strict=True):
             for method in ("sft", "gold", "sft_rl", "rl", "parallel"):
                 places = [(n, a.score(method, n, 0 if method in ("rl", "parallel") else passes, k)) for n in a.pools]
                 points = [(n, s.mean()) for n, s in places if s is not None]
                 if points:
                     draw(ax, *zip(*points, strict=True), method, NAMES[method])
-            if base:
-                ax.axhline(100 * value(base, k), color="#777777", ls="--", lw=1, label="base, best shots")
+            if base is not None:
+                ax.axhline(100 * base.mean(), color="#777777", ls="--", lw=1, label="base, best shots")
             ax.set_xscale("log")
             ax.set_xticks(a.pools, [f"{n:,}" for n in a.pools])
             ax.minorticks_off()
@@ -38,7 +38,8 @@ def what_decides(lab: Lab):
             ]
             if where:
                 ax.axvline(paper, color="#888888", lw=5, alpha=0.25)
-                ax.annotate(f"the paper's\n{' and '.join(NAMES[m] for m in where)}", (paper, 0.02), fontsize=7,
+                passes_there = [f"{NAMES[m]} ({axis.PAPER_PASSES[m]} passes)" for m in where]
+                ax.annotate("the paper's\n" + "\n".join(passes_there), (paper, 0.02), fontsize=7,
                             xycoords=("data", "axes fraction"), ha="center", va="bottom")  # fmt: skip
     for ax in axes[-1]:
         ax.set_xlabel("questions with a solution")

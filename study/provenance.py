@@ -13,7 +13,7 @@ PLAN = Path(__file__).parent.parent / "docs" / "analysis_plan.md"
 
 
 def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
-    """For the head of the report: runs, machine, seeds, and code and time by stage; `judged`: there are verdicts."""
+    """For the head of the report: runs, machine, seeds; `judged`: there are verdicts."""
     m, runs = lab.manifest, lab.manifest["runs"]
     evaluated = [r["result"] for r in lab.evals if r["result"]]
     done = sum(r["finished"] for r in runs)
@@ -34,7 +34,7 @@ def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
         f"Rules: [docs/analysis_plan.md]({os.path.relpath(PLAN, lab.folder)}), dated; what was changed after first "
         "results were in sight stands at its end.",
     ]
-    return [("list", first + rules * judged + warnings(lab)), stages(lab)]
+    return [("list", first + rules * judged + warnings(lab))]
 
 
 def regime(lab: Lab) -> list[str]:
@@ -75,7 +75,7 @@ def script(run: dict) -> str:
     return next((word for word in run["command"].split() if word.endswith(".py")), run["kind"])
 
 
-def stages(lab: Lab) -> tuple:
+def time_by_stage(lab: Lab) -> list[tuple]:
     whole, rows = hours(lab.manifest["runs"]) or 1, []
     preset = lab.manifest["preset"]
     cost = {t.name: t.cost * t.threads for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
@@ -95,7 +95,7 @@ def stages(lab: Lab) -> tuple:
         "share of time",
         "times the plan's (AVX-512, bfloat16)",
     ]
-    return "table", head, rows
+    return [("head", 2, "Time by stage"), ("table", head, rows)]
 
 
 def warnings(lab: Lab) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from study.archive import samples_of
 from study.figures import LOOKS, plt
-from study.provenance import made_by, not_run
+from study.provenance import made_by, not_run, time_by_stage
 from study.read import NAMES, Lab
 from study.render import quoted
 from study.tasks import amount as at
@@ -49,6 +49,7 @@ def blocks(lab: Lab, draw: Callable[[str], list[tuple]]) -> list[tuple]:
         *samples(lab),
         ("head", 2, "Words"),
         ("list", WORDS),
+        *time_by_stage(lab),
         *not_run(lab),
     ]
 

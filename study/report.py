@@ -17,7 +17,7 @@ from data.files import replacing, write_text
 from study import agreement, axis, beyond, figures, figures_conditions, figures_runs, mechanism, real, tables
 from study.archive import samples_of
 from study.claims import MEANINGLESS, judged, sentences, short_table
-from study.provenance import made_by, not_run
+from study.provenance import made_by, not_run, time_by_stage
 from study.read import Lab
 from study.render import html, markdown, quoted
 from study.stats import Claim
@@ -44,9 +44,10 @@ WORDS = [
     "`python -m study.coverage` simulates how often such intervals hold the truth.",
     "Verdicts, of registered rows alone: *reproduced* when the whole interval lies beyond the margin on the predicted "
     "side and the estimate is at least 3 points from it (general skill: 1.5), *contradicted* on the other side, "
-    "*absent* when the interval lies within that effect of the margin, *undecided* else. A claim of several rows holds "
-    "if all do; *mixed*: some do, some do not. *estimate*: one pre-training; behind it stands where the interval lies. "
-    "*descriptive*: the plan gives no verdict. C2's margin is −3: RL may be 3 points worse.",
+    "*absent* when the interval rules out an effect of that size on either side, *undecided* else. A claim of several "
+    "rows holds if all do; *mixed*: some do, some do not. *estimate*: one pre-training; behind it stands where the "
+    "interval lies. *descriptive*: the plan gives no verdict. C2's first row has the margin −3 and no smallest effect: "
+    "any interval above −3 reproduces it.",
     'Paper: its 1B model on GSM8K, unless said; 4B, 44B, ... are its pre-training tokens, "a figure of February" one '
     "of its earlier drafts.",
     "Questions: gsm is the world's tier (not GSM8K), long the same with more events than any text that was read. The "
@@ -71,16 +72,28 @@ def drawings(lab: Lab, claims: list[Claim]) -> dict[str, tuple]:
     by_key = {c.key: c for c in claims}
     runs, conditions = figures_runs, figures_conditions
     drawn = {
-        "headline": (figures.headline, lab, "The paper's numbers and this study's, mean over seeds; bars: their range"),
+        "headline": (
+            figures.headline,
+            lab,
+            "The paper's numbers and this study's, mean over seeds; bars: range; white: fewer",
+        ),
         "axis": (conditions.what_decides, lab, "Questions with a solution, passes over them, and every method"),
         "events": (conditions.events, lab, "By number of events, mean over pre-trainings"),
-        "passk": (figures.passk, lab, "pass@k against pre-training tokens; mean over pre-trainings, bars: their range"),
+        "passk": (
+            figures.passk,
+            lab,
+            "pass@k against pre-training tokens; mean over seeds; bars: range; white: fewer",
+        ),
         "c1": (figures.passk, lab, ("base", "base0", "best", "rl"), "The base and direct RL; bars: range"),
         "c2": (figures.passk, lab, ("rl", "sft", "sft_rl"), "RL, SFT and SFT→RL; bars: range"),
         "c3": (figures.passk, lab, ("rl", "sft", "gold"), "RL, SFT and SFT-Gold on one pool; bars: range"),
         "c5": (figures.expansion, lab, by_key["C5"], "What RL adds at each k; bars: 95 % intervals"),
         "c6": (figures.general, lab, "General skills; bars: range over pre-trainings"),
-        "c7": (figures.parallel, lab, "Parallel averaging beside the methods that it joins"),
+        "c7": (
+            figures.parallel,
+            lab,
+            "Parallel averaging beside the methods that it joins; bars: range; white: fewer seeds",
+        ),
         "c8": (conditions.seeds, lab, by_key["C8"], "RL run by run"),
         "c10": (conditions.diagnostic, lab, by_key["C10"], "The base's validation score and RL's outcome"),
         "c11": (conditions.shots, lab, "The base by number of exemplars"),
@@ -124,15 +137,15 @@ class Drawn:
 
 
 # ---------------------------------------------------------------- its parts
-def head(lab: Lab, claims: list[Claim], draw: Drawn) -> list[tuple]:
+def head(lab: Lab, claims: list[Claim], hot: list[Claim], draw: Drawn) -> list[tuple]:
     title = f"The claims of {PAPER}, measured (preset {quoted(lab.manifest['preset'])})"
     if lab.manifest["preset"] in MEANINGLESS:
         said = "These numbers mean nothing. This preset runs every stage for a few steps, to show that all of it works."
         return [("head", 1, title), ("banner", said), *draw("headline"), *made_by(lab, judged=False)]
     return [
         ("head", 1, title),
-        ("list", sentences(claims, lab)),
-        ("text", f"**{agreement.headline(lab)}**"),
+        ("list", sentences(claims, hot, lab)),
+        ("text", agreement.headline(lab)),
         tables.claims(claims, lab),
         *draw("headline"),
         ("text", "Differences are in points of percent, with 95 % intervals; what words mean stands [below](#words)."),
@@ -178,8 +191,8 @@ def order_and_cost(lab: Lab) -> list[tuple]:
     ]
 
 
-def checks(lab: Lab, claims: list[Claim], draw: Drawn) -> list[tuple]:
-    others = {"RL at half its rate": judged(lab.viewed_as("half")), "asked at T 1": judged(lab.viewed_as("hot"))}
+def checks(lab: Lab, claims: list[Claim], hot: list[Claim], draw: Drawn) -> list[tuple]:
+    others = {"RL at half its rate": judged(lab.viewed_as("half")), "asked at T 1": hot}
     said = (
         "The registered rows again, with direct RL at half its rate (at the early checkpoint from the first "
         "pre-training alone), and with every model asked at T 1 and top-p 1 (the first 200 test questions). –: that "
@@ -285,17 +298,18 @@ def blocks(lab: Lab) -> tuple[list[tuple], Drawn]:
         return real.blocks(lab, draw), draw
     claims = judged(lab, tell)
     draw = Drawn(drawings(lab, claims), tell)
-    out = head(lab, claims, draw)
+    hot = judged(lab.viewed_as("hot"), tell)
+    out = head(lab, claims, hot, draw)
     if lab.manifest["preset"] in MEANINGLESS:
-        out += [("head", 2, "Every method from every checkpoint"), tables.score(lab), *samples(lab), *not_run(lab)]
-        return out, draw
+        out += [("head", 2, "Every method from every checkpoint"), tables.score(lab)]
+        return [*out, *time_by_stage(lab), *samples(lab), *not_run(lab)], draw
     out += what_decides(lab, draw) + beyond_the_text(lab, draw) + order_and_cost(lab)
     out += [("head", 2, "What remains open"), ("list", still_open(claims))]
     out += [("head", 2, "Every method from every checkpoint"), *draw("passk"), tables.score(lab)]
     for claim in claims:
         out += claim_page(lab, claim, draw)
-    out += checks(lab, claims, draw)
-    return [*out, ("head", 2, "Words"), ("list", WORDS), *appendix(lab, draw)], draw
+    out += checks(lab, claims, hot, draw) + [("head", 2, "Words"), ("list", WORDS)]
+    return [*out, *time_by_stage(lab), *appendix(lab, draw)], draw
 
 
 def build(path: str | Path) -> Path:

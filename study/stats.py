@@ -62,6 +62,17 @@ class Difference:
         return self.estimate - half, self.estimate + half
 
 
+def points(share: float) -> str:
+    """0.017 -> +1.7, in points of percent; 0.0 has no sign."""
+    told = f"{100 * share:+.1f}".replace("-", "−")
+    return told[1:] if told[1:] == "0.0" else told
+
+
+def with_interval(estimate: float, low: float, high: float) -> str:
+    """In points: +1.7 [0.6, 3.0]."""
+    return f"{points(estimate)} [{points(low).lstrip('+')}, {points(high).lstrip('+')}]"
+
+
 def spread(scores: list[float]) -> str:
     """Percent: the mean and, of several seeds, their standard deviation."""
     got = [100 * score for score in scores]
@@ -96,8 +107,7 @@ class Comparison:
         """In points: +1.7 [0.6, 3.0]. Scores lie within 100 points."""
         if not self.difference:
             return "not run"
-        low, high = np.clip(self.interval, -1, 1)
-        return f"{100 * self.difference.estimate:+.1f} [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+        return with_interval(self.difference.estimate, *np.clip(self.interval, -1, 1))
 
     @property
     def told(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 from known_effects import EARLY, LATE, made_up
 
 from study import report
-from study.claims import CLAIMS, PLAIN, WIDEST, cells, here, judged, sentence, sentences, short_table, verdict
+from study.claims import CLAIMS, PLAIN, WIDEST, cells, here, judged, remark, sentence, sentences, short_table, verdict
 from study.claims_methods import early_checkpoint
 from study.read import Lab, of_rows, validation_loss
 from study.stats import Claim, Comparison
@@ -84,7 +84,8 @@ def test_a_laptop_gives_estimates(tmp_path, unseen):
     assert {found[f"C{i}"] for i in (1, 2, 3, 5, 6, 7, 11)} == {"estimate"}
     assert {found["C8"], found["C9"], found["C10"]} == {"not run"} and found["C4"] == "no claim"
     text = report.build(folder).read_text()
-    assert "estimate: as predicted" in text and "estimate**, one pre-training gives no verdict: RL − base +" in text
+    assert "estimate: as predicted" in text
+    assert "estimate**, one pre-training gives no verdict. pass@1, RL − base +" in text
 
 
 def test_nothing_run_is_no_error(tmp_path, unseen):
@@ -103,21 +104,27 @@ def test_an_estimate_says_its_side_only_when_its_rows_agree():
 
 # ---------------------------------------------------------------- in words
 def test_sentences_tell_the_verdicts(made):
-    """Five sentences: the claim, its verdict, both differences with their signs, parts that go another way."""
+    """Claim, verdict, late and early differences with intervals and verdicts; T 1 where that decides otherwise."""
     lab = known(Lab(made), {"base": (1, 60), "rl": (4, 40), "sft": (4, 20), "sft_rl": (8, 60), "parallel": (4, 40)})
     found = judged(lab)
-    told = dict(zip(("C1", "C2", "C5", "C6", "C7"), sentences(found, lab), strict=True))
+    told = dict(zip(("C1", "C2", "C3", "C5", "C6", "C7"), sentences(found, found, lab), strict=True))
     by_key = {c.key: c for c in found}
     for key, said in told.items():
         assert said.startswith(f"**{PLAIN[key].words}: {by_key[key].verdict}**")
         assert said.endswith(f"The paper: {PLAIN[key].paper}.")
-    assert ": RL − SFT→RL −16.7 and −16.7, in points at 3.1M and 8.2M tokens." in told["C2"]
-    assert "over SFT→RL −33.3 and −33.3 (contradicted); over SFT +33.3 and +33.3 (reproduced)" in told["C7"]
+    assert re.search(
+        r"\. pass@1, RL − SFT→RL −16\.7 \[.*\] at 8\.2M \(contradicted\), −16\.7 \[.*\] at 3\.1M\. ", told["C2"]
+    )
+    assert re.search(r"pass@32, over SFT→RL −33\.3 \[.*?\] at 8\.2M \(contradicted\), −33\.3 \[", told["C7"])
+    assert "T 1" not in " ".join(told.values())
+    opposite = Comparison("8.2M: RL − base", of_rows([np.full(9, 0.1)]), leaning="opposite")
+    row = Comparison(opposite.name, opposite.difference, leaning="as predicted", verdict="reproduced")
+    assert remark(row, opposite, lab) == f" (reproduced; asked at T 1 {opposite.shown}; 1 of 3 pre-trainings)"
 
 
 def test_sentences_of_what_was_not_run(tmp_path):
     lab = Lab(made_up(tmp_path, "lab", lambda task: False))
-    for said in sentences(judged(lab), lab):
+    for said in sentences(judged(lab), judged(lab), lab):
         assert re.fullmatch(r"\*\*[^*]*: not run\*\*\. The paper: [^*]*\.", said), said
 
 
@@ -144,7 +151,7 @@ def test_cells_by_hand():
     assert here(two, lab) == "pass@1, RL − SFT→RL: −20.0 at 3.1M, −30.0 at 8.2M"
     lab.runs = [{"kind": "pretrain"}] * 3  # one of them has not come so far
     assert cells(two, lab)[1] == "−30.0 [−30.0, −30.0] (2 of 3 pre-trainings)"
-    assert "−20.0 (2 of 3 pre-trainings) and −30.0 (2 of 3 pre-trainings), in points" in sentence(two, lab)
+    assert "at 8.2M (contradicted; 2 of 3 pre-trainings)" in sentence(two, {}, lab)
     eight = Claim("C8", "", "", "", headline={"8.2M": "sd 0.8"}, verdict="descriptive")
     assert cells(eight, lab) == ["–", "sd 0.8"] and here(eight, lab) == "sd 0.8 at 8.2M"
     ten = Claim("C10", "", "", "", headline={"": "+0.90 over 12 points"}, verdict="descriptive")

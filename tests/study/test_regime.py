@@ -31,7 +31,7 @@ def test_tau_by_hand(made):
         untied = sum(s != 0 for s in signs)
         tau = agreement.kendall(theirs, scores)
         assert tau == pytest.approx(sum(signs) / np.sqrt(15 * untied))
-    assert f"{agreement.signed(tau)} in pass@32 at 8.2M (6 methods, the paper's 44B)" in agreement.headline(lab)
+    assert f"{agreement.signed(tau)} in pass@32 at 8.2M (6 methods, the paper's 44B; " in agreement.headline(lab)
 
 
 def test_costs_by_hand():
@@ -84,11 +84,13 @@ def test_the_papers_place(made):
 def test_the_axis_says_who_is_best(made):
     told = " ".join(axis.sentences(Lab(made)))
     assert "Best pass@1 but for SFT-Gold: 64 questions: RL" in told
-    assert "RL against SFT→RL, pass@32, 9 cells: whole interval above it in " in told
+    assert "pass@32, RL − SFT→RL, 9 cells (questions × passes): whole interval above zero in " in told
     rows = axis.difference_table(Lab(made))[2]
     assert [len(row) for row in rows] == [5] * 10 and rows[-1][0] == "4,000 × 5" and rows[-2][3] == "–"
     above = [row[0] for row in rows if row[1].partition("[")[2][:1] not in ("−", "")]  # the interval begins above 0
-    assert f"RL against SFT, pass@1, 10 cells: whole interval above it in {len(above)}" in told and above
+    assert (
+        f"pass@1, RL − SFT, 10 cells (questions × passes): whole interval above zero in {len(above)}" in told and above
+    )
 
 
 # ---------------------------------------------------------------- beyond the text

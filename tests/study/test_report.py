@@ -71,11 +71,11 @@ def test_three_questions_are_read_out_once(whole):
 
 
 def test_the_first_lines_say_what_came_out(whole):
-    """Title, five sentences, the order of the methods, the claims table, the headline figure, how it was made."""
+    """Title, a sentence a claim, the order of the methods, the claims table, the headline figure, how it was made."""
     parts = (whole / "report.md").read_text().split("\n\n")
     assert parts[0].startswith("# The claims of *RL Excursions") and parts[0].endswith("(preset `lab`)")
-    assert len(parts[1].splitlines()) == 5 and all(line.startswith("- **") for line in parts[1].splitlines())
-    assert parts[2].startswith("**Order of the methods against the paper's, Kendall's tau: +0")
+    assert len(parts[1].splitlines()) == 6 and all(line.startswith("- **") for line in parts[1].splitlines())
+    assert parts[2].startswith("**Do the methods stand in the paper's order?** Kendall's tau (1: ")
     assert parts[3].startswith("|  | claim | measured | the paper | at 3.1M tokens | at 8.2M tokens | verdict |")
     assert len(parts[3].splitlines()) == 2 + 11 and "](figures/headline.png)" in parts[4]
     assert "Preset `lab`, first seed 1, on `2 x CPU`" in parts[6] and "1 minutes by the clock" in parts[6]
@@ -185,15 +185,16 @@ def test_mixed_sources_are_flagged(tmp_path, whole):
             r["source"] = "one" if i else "two"
         manifest["runs"][0]["accepted"] = "one"
 
-    told = report.made_by(Lab(changed(whole, tmp_path / "mixed", change)))
-    assert any("Mixed sources" in line for line in told[0][1]) and "`one`, `two`" in str(told[1])
+    mixed = Lab(changed(whole, tmp_path / "mixed", change))
+    told = report.made_by(mixed)
+    assert any("Mixed sources" in line for line in told[0][1]) and "`one`, `two`" in str(report.time_by_stage(mixed))
     assert any("1 runs of other code than today's were accepted" in line for line in told[0][1])
     assert "Mixed sources" not in str(report.made_by(Lab(whole)))
 
 
 def test_other_code_of_another_stage_is_no_mix(tmp_path, whole):
     """Each stage has a hash of its own."""
-    hashes = {row[0]: row[2] for row in report.made_by(Lab(whole))[1][2]}
+    hashes = {row[0]: row[2] for row in report.time_by_stage(Lab(whole))[1][2]}
     assert len(set(hashes.values())) == 5
 
 
