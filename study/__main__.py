@@ -2,9 +2,9 @@
 
 From each chosen checkpoint: direct RL, SFT, SFT-Gold, SFT -> RL and parallel averaging, all on one pool of questions;
 the base is evaluated few-shot and 0-shot. The stages are called as a user would call them. Independent runs share the
-cores, one thread each (or the GPUs), and start as soon as the checkpoint they need exists. A second call goes on where
-the first stopped: finished runs are kept if today's code made them, under the same settings from the same data; runs of
-other code are moved to DIR/other_code and made again.
+cores, one thread each (the laptop's pre-training two), or the GPUs, and start as soon as the checkpoint they need
+exists. A second call goes on where the first stopped: finished runs are kept if today's code made them, under the same
+settings from the same data; runs of other code are moved to DIR/other_code and made again.
 
     python -m study --preset smoke --out runs/smoke        # a minute or two: every stage, numbers without meaning
     python -m study --preset laptop --out runs/laptop      # the whole grid, one seed: runs/laptop/report.md
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--out", metavar="DIR", help="default: runs/PRESET")
     p.add_argument("--seed", type=int, default=1, help="the first one; 0 made the rates (docs/tuning.md)")
     p.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps; auto: every GPU, else the CPU")
-    p.add_argument("--jobs", type=int, help="runs side by side, one thread each; default: one per GPU, else per core")
+    p.add_argument("--jobs", type=int, help="runs side by side; default: one per GPU, else per core")
     p.add_argument("--plan", action="store_true", help="print the runs and the estimated time, run nothing")
     p.add_argument("--report-only", action="store_true", help="rebuild the report and the figures from finished runs")
     p.add_argument("--minutes", type=float, default=0, help="begin nothing new after so long, then report; 0 = no end")

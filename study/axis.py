@@ -126,9 +126,9 @@ def sentences(lab: Lab) -> list[str]:
             }
             scores = {key: s for key, s in scores.items() if key[0] != "gold"}  # it reads every solution
             if len(scores) > 1:
-                (m, p), top = max(scores.items(), key=lambda item: item[1])
-                passes = f" of {p} passes" if p else ""
-                best.append(f"{n:,} questions: {NAMES[m]}{passes} ({100 * top:.1f})")
+                top = max(scores.values())
+                first = [NAMES[m] + f" of {p} passes" * (p > 0) for (m, p), s in scores.items() if s > top - 1e-9]
+                best.append(f"{n:,} questions: {' and '.join(first)} ({100 * top:.1f})")
         lines += [f"Best pass@{k} but for SFT-Gold: {'; '.join(best)}."] if best else []
     return lines or ["Not run."]
 

@@ -33,7 +33,7 @@ PLAIN = {
     "C1": Plain(
         "RL on an early checkpoint already beats that checkpoint, prompted at its best",
         "pass@1, RL − base",
-        "+13.8 at 4B of 50B tokens (a rerun: +2.6), +26.1 at 10B",
+        "+13.8 at 4B of 50B tokens (a rerun: +2.6), +26.1 at 10B, over 8 shots",
         {"RL − base, best shots": "RL − base"},
     ),
     "C2": Plain(
@@ -141,12 +141,14 @@ def sentence(claim: Claim, at_t1: dict[str, Comparison], lab: Lab) -> str:
     plain = PLAIN[claim.key]
     why = OUTCOMES.get(claim.verdict, "")
     said = f"**{plain.words}: {claim.verdict}**{f', {why}' if why else ''}"
-    told, metric = [], plain.measured.split(",")[0]
+    told, metric, rest = [], plain.measured.split(",")[0], [c for c in claim.primary if c.difference]
     for part, name in plain.parts.items():
-        found = reversed(told_at(claim, lab, part).items())
-        cells = [f"{c.shown} at {place}{remark(c, at_t1.get(c.name), lab)}" for place, c in found]
+        found = told_at(claim, lab, part)
+        rest = [c for c in rest if c not in found.values()]
+        cells = [f"{c.shown} at {place}{remark(c, at_t1.get(c.name), lab)}" for place, c in reversed(found.items())]
         name = name if told or "pass@" in name else f"{metric}, {name}"
         told += [f"{name} {', '.join(cells)}"] if cells else []
+    told += [f"{c.name} {c.shown}{remark(c, at_t1.get(c.name), lab)}" for c in rest]
     numbers = f" {'; '.join(told)}." if told else ""
     return f"{said}.{numbers} The paper: {plain.paper}."
 
@@ -154,7 +156,7 @@ def sentence(claim: Claim, at_t1: dict[str, Comparison], lab: Lab) -> str:
 def remark(c: Comparison, hot: Comparison | None, lab: Lab) -> str:
     """Behind a difference: its own verdict, what it is at T 1 where that decides otherwise, missing pre-trainings."""
     told = [c.told] if c.primary and c.told else []
-    if hot and c.primary and hot.leaning != c.leaning:
+    if hot and c.primary and (hot.leaning, hot.difference.estimate > 0) != (c.leaning, c.difference.estimate > 0):
         told.append(f"asked at T 1 {hot.shown}")
     if few := missing(c, lab):
         told.append(few)

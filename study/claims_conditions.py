@@ -74,7 +74,10 @@ def c9(lab: Lab) -> Claim:
     row = claim.add("rarely solved: 64 − 5 completions, equal questions", subtract(many, few, 1), primary=False)
     row.judge()
     if row.difference:
-        claim.verdict, claim.headline[""] = "descriptive", row.shown
+        claim.verdict, claim.headline[""] = "descriptive", f"{row.shown}, one pre-training"
+        sizes = [lab.config("rl", t, "c9", name).get("group_size") for name in ("many", "few")]
+        times = f", with {sizes[0] / sizes[1]:g} times the completions" if all(sizes) else ""
+        claim.results.append(f"64 − 5 completions, equal questions: {row.shown}{times}.")
     for name in ("many", "few"):
         if c := lab.config("rl", t, "c9", name):
             size = f"{c['prompts_per_step']} prompts × {c['group_size']} completions a step, {c['steps']} steps"
@@ -106,12 +109,15 @@ def c10(lab: Lab) -> Claim:
         return claim
     claim.verdict = "descriptive"
     tokens, x, y = [math.log(q["tokens"]) for q in p], [q["x"][32] for q in p], [q["y"][1] for q in p]
-    claim.headline[""] = f"{signed(spearman(x, y))} over {len(p)} points"
     plain, given = signed(spearman(tokens, y)), signed(partial(x, y, tokens))
+    wide = signed(spearman(x, [q["y"][32] for q in p]))
+    claim.headline[""] = (
+        f"{signed(spearman(x, y))} over {len(p)} points ({wide} with RL's pass@32); given tokens {given}"
+    )
     seeds = {q["seed"] for q in p}
     claim.results.append(
         f"{len(p)} points of {len(seeds)} pre-trainings: rho {signed(spearman(x, y))} (with RL's pass@32, as the "
-        f"paper: {signed(spearman(x, [q['y'][32] for q in p]))}). Log-tokens as predictor: {plain}; partial given them "
+        f"paper: {wide}). Log-tokens as predictor: {plain}; partial given them "
         f"{given}."
     )
     for t in sorted({q["tokens"] for q in p}):

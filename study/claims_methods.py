@@ -3,6 +3,7 @@
 import numpy as np
 
 from study import axis
+from study.paper import PAPER
 from study.read import NAMES, Lab, best_blind, general_average, hits, mean, mean_score, subtract
 from study.stats import Claim, Comparison, Difference
 from study.tasks import amount as at
@@ -115,6 +116,13 @@ def c3(lab: Lab) -> Claim:
         claim.add(f"{at(t)}: pass@1, RL − Gold", subtract(rl, gold, 1), primary=False)
         if sft and lab.base(t) and mean(sft) < mean(lab.base(t)):
             claim.limits.append(f"{at(t)}: SFT ends below the base it came from.")
+    if moved := subtract(lab.by_seed("sft", lab.late), lab.base(lab.late), 1):
+        late = PAPER[max(PAPER)]
+        theirs = late["sft"][0] - max(late["base8"], late["base0"])[0]
+        here = Comparison("", moved).shown
+        claim.limits.append(
+            f"SFT − base, pass@1: {here} at {at(lab.late)}; the paper's {theirs:+.1f} at {max(PAPER)}B."
+        )
     cells = axis.differences(axis.read(lab)).get("SFT, pass@1", {})
     if cells:
         ahead, most = sum(d.interval()[0] > 0 for d in cells.values()), max(pool for pool, _ in cells)
@@ -149,8 +157,8 @@ def c5(lab: Lab) -> Claim:
     told = [f"against the base asked {n}-shot {c.shown}" for n in (lab.few_shot, 0) if (c := asked_so(claim, lab, n))]
     if told:
         claim.limits.append(
-            f"Direct RL's pass@32 at {at(lab.late)} hangs on how the base is asked: {', '.join(told)}; T 1: below, "
-            "under Sensitivity."
+            f"Direct RL's pass@32 at {at(lab.late)}, by how the base is asked: {', '.join(told)}. At T 1: under "
+            "Sensitivity."
         )
     claim.limits += ceiling(lab)
     return claim.judged()

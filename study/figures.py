@@ -96,22 +96,18 @@ def token_axis(ax, lab: Lab, title: str) -> None:
 
 
 def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:
-    """Each method's mean over pre-trainings against their tokens; bars: range. White: fewer pre-trainings."""
+    """Each method's mean over pre-trainings against their tokens; bars: range."""
     for method in methods:
         kind, points = "base" if method in SHOTS else method, []
         for t in lab.planned[kind]:
             n_shot = {"base0": 0, "best": "best"}.get(method, lab.few_shot)
             found = lab.base(t, n_shot) if kind == "base" else lab.by_seed(method, t)
             if got := [s for s in map(get, found.values()) if s is not None]:
-                points.append((t, np.mean(got), min(got), max(got), len(got)))
+                points.append((t, np.mean(got), min(got), max(got)))
         if points:
-            x, y, low, high, seeds = zip(*points, strict=True)
+            x, y, low, high = zip(*points, strict=True)
             label = f"base, {SHOTS[method] or f'{lab.few_shot}-shot'}" if kind == "base" else NAMES[kind]
             draw(ax, x, y, method, label, low, high)
-            few = [(t, 100 * mean) for t, mean, *_, n in points if n < max(seeds)]
-            colour, _, marker, filled = LOOKS[method]
-            if few and filled:
-                ax.plot(*zip(*few, strict=True), marker, color=colour, mfc="white", ms=4.5, zorder=5)
     token_axis(ax, lab, title)
 
 

@@ -12,7 +12,7 @@ from study.controls import events_in
 from study.runner import Runner
 from study.tasks import Plan
 
-KEPT = ("seconds", "commit", "source", "accepted")  # of a finished run
+KEPT = ("seconds", "threads", "commit", "source", "accepted")  # of a finished run
 
 
 def read_manifest(path: Path, mend: str = "remove it, and it is made anew from the runs") -> dict:
@@ -40,7 +40,7 @@ def write_manifest(runner: Runner, header: dict) -> None:
     rows, folder = [], runner.folder
     for task in folder.tasks:
         row = dict(name=task.name, kind=task.kind, method=task.method, **task.record, out=folder.out(task))
-        row |= {"seconds": None, "threads": task.threads}
+        row["seconds"] = None
         if task.kind != "eval":
             row["seconds"] = folder.last_row(task).get("perf/elapsed_s")  # of a run that was taken over
             metrics = folder.path(task, "metrics.jsonl").relative_to(folder.dir)
@@ -62,7 +62,7 @@ def header_of(plan: Plan, jobs: int, device: str, make_world: list[str], data: P
         trials=plan.p["trials"],
         primary=[step * plan.p["pretrain"]["batch_tokens"] for step in plan.primary],
         **{key: plan.p[key] for key in ("pool", "passes", "start_passes") if key in plan.p},
-        threads=1,
+        threads=1,  # of a run, unless its row says more
         jobs=jobs,
         setup=[shlex.join(make_world)],
         events=events_of(data, plan),

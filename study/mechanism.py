@@ -61,5 +61,20 @@ def table(lab: Lab) -> tuple:
     return "table", head, rows
 
 
+def without_signal(lab: Lab) -> list[str]:
+    """What part of RL's groups taught nothing, and of a batch's time was sampling: skipping such questions could save
+    their product at most."""
+    lines = []
+    for t in lab.primary:
+        logs = [row for log in lab.logs("rl", t).values() for row in log if "perf/sample_ms" in row]
+        step = sum(row["perf/step_ms"] for row in logs)
+        if step:
+            flat = sum(row["reward/frac_zero_std_groups"] for row in logs) / len(logs)
+            sampling = sum(row["perf/sample_ms"] for row in logs) / step
+            told = f"{100 * flat:.0f} % of the groups are all right or all wrong and teach nothing"
+            lines.append(f"RL from {at(t)}: {told}; sampling is {100 * sampling:.0f} % of a batch's time.")
+    return lines
+
+
 def mean(log: list[tuple[int, float]]) -> float:
     return sum(y for _, y in log) / len(log)

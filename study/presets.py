@@ -68,8 +68,8 @@ PRESETS = {
 # 0-shot and few-shot.
 SECONDS = {"train_pretrain.py": 0.0717, "train_rl.py": 1.9, "train_sft.py": 0.34, "merge.py": 2.3}
 COMPLETION = 1 / 800, 1 / 400
-FASTER = {1: 1.0, 2: 1.7}  # pre-training with two threads, on two cores that do nothing else (bench/README.md)
-# How many times as long it took on a core with AVX2 and no bfloat16, as docs/results/lab/report.md says by stage: two
-# runs side by side on the two cores of a virtual machine (AMD EPYC), now and then beside other work.
-WITHOUT_BFLOAT16 = {"train_pretrain.py": 4.5, "train_rl.py": 2.6, "train_sft.py": 3.1, "merge.py": 3.0}
-WITHOUT_BFLOAT16 |= {"evaluate.py": 2.2}
+FASTER = {1: 1.0, 2: 1.6}  # pre-training with two threads, on two cores that do nothing else (bench/README.md)
+# How many times as long it took on a core with AVX2 and no bfloat16, as docs/results/laptop/report.md says by stage (of
+# pre-training, which had two threads there: with one): two cores of a virtual machine (AMD EPYC) to itself.
+WITHOUT_BFLOAT16 = {"train_pretrain.py": 3.6, "train_rl.py": 2.3, "train_sft.py": 2.6, "merge.py": 3.3}
+WITHOUT_BFLOAT16 |= {"evaluate.py": 1.9}

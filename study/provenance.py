@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from study.axis import PAPER_PASSES
 from study.plan import make_plan
 from study.presets import PRESETS
 from study.read import Lab
@@ -38,13 +39,14 @@ def made_by(lab: Lab, judged: bool = True) -> list[tuple]:
 
 
 def regime(lab: Lab) -> list[str]:
-    m, steps = lab.manifest, {at(t): lab.config("rl", t).get("steps") for t in lab.primary}
+    m, steps = lab.manifest, {at(t): lab.config("rl", t).get("steps") for t in lab.planned["rl"]}
     if not {"pool", "passes", "start_passes"} <= m.keys() or not all(steps.values()):
         return []
     batches = ", ".join(f"{n} batches from {name}" for name, n in steps.items())
     return [
-        f"Regime: models of a million parameters, {m['pool']} training questions for every method, SFT of "
-        f"{max(m['passes'])} passes over them (SFT→RL starts after {m['start_passes']}), RL of {batches}."
+        f"Regime of the claims: models of a million parameters, {m['pool']} training questions for every method, SFT "
+        f"of {max(m['passes'])} passes over them (SFT→RL starts after {m['start_passes']}; the paper: "
+        f"{PAPER_PASSES['sft']} and {PAPER_PASSES['sft_rl']}), RL of {batches}."
     ]
 
 
@@ -78,7 +80,7 @@ def script(run: dict) -> str:
 def time_by_stage(lab: Lab) -> list[tuple]:
     whole, rows = hours(lab.manifest["runs"]) or 1, []
     preset = lab.manifest["preset"]
-    cost = {t.name: t.cost * t.threads for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
+    cost = {t.name: t.cost for t in make_plan(preset, lab.first).tasks} if preset in PRESETS else {}
     for name, hashes in sources(lab).items():
         mine = [r for r in lab.manifest["runs"] if script(r) == name]
         done = [r for r in mine if r["finished"]]

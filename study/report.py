@@ -40,14 +40,14 @@ USED = {  # (groups, methods) of the runs behind a claim; None: all
 WORDS = [
     "Unit: a pre-training with the post-training from it, three in the lab. Intervals: 95 %, over pre-trainings and "
     "questions (facts) together: the root of both half-widths' squares, t over pre-trainings; of one, over questions "
-    "alone. C6's RL rows 90 %, against ±1.5 points. Differences are paired: same question, same pre-training. "
-    "`python -m study.coverage` simulates how often such intervals hold the truth.",
+    "alone. C6's RL row: 90 %, reproduced when it lies within ±1.5 points. Differences are paired: same question, "
+    "same pre-training. `python -m study.coverage` simulates how often such intervals hold the truth.",
     "Verdicts, of registered rows alone: *reproduced* when the whole interval lies beyond the margin on the predicted "
     "side and the estimate is at least 3 points from it (general skill: 1.5), *contradicted* on the other side, "
     "*absent* when the interval rules out an effect of that size on either side, *undecided* else. A claim of several "
-    "rows holds if all do; *mixed*: some do, some do not. *estimate*: one pre-training; behind it stands where the "
-    "interval lies. *descriptive*: the plan gives no verdict. C2's first row has the margin −3 and no smallest effect: "
-    "any interval above −3 reproduces it.",
+    "rows holds if all do; *mixed*: one reproduced, one contradicted or absent. *estimate*: one pre-training; behind "
+    "it stands where the interval lies. *descriptive*: the plan gives no verdict. C2's first row has the margin −3 "
+    "and no smallest effect: any interval above −3 reproduces it.",
     'Paper: its 1B model on GSM8K, unless said; 4B, 44B, ... are its pre-training tokens, "a figure of February" one '
     "of its earlier drafts.",
     "Questions: gsm is the world's tier (not GSM8K), long the same with more events than any text that was read. The "
@@ -75,14 +75,14 @@ def drawings(lab: Lab, claims: list[Claim]) -> dict[str, tuple]:
         "headline": (
             figures.headline,
             lab,
-            "The paper's numbers and this study's, mean over seeds; bars: range; white: fewer",
+            "The paper's numbers and this study's, mean over seeds; bars: range (none: one seed)",
         ),
         "axis": (conditions.what_decides, lab, "Questions with a solution, passes over them, and every method"),
         "events": (conditions.events, lab, "By number of events, mean over pre-trainings"),
         "passk": (
             figures.passk,
             lab,
-            "pass@k against pre-training tokens; mean over seeds; bars: range; white: fewer",
+            "pass@k against pre-training tokens; mean over seeds; bars: range (none: one seed)",
         ),
         "c1": (figures.passk, lab, ("base", "base0", "best", "rl"), "The base and direct RL; bars: range"),
         "c2": (figures.passk, lab, ("rl", "sft", "sft_rl"), "RL, SFT and SFT→RL; bars: range"),
@@ -92,7 +92,7 @@ def drawings(lab: Lab, claims: list[Claim]) -> dict[str, tuple]:
         "c7": (
             figures.parallel,
             lab,
-            "Parallel averaging beside the methods that it joins; bars: range; white: fewer seeds",
+            "Parallel averaging beside the methods that it joins; bars: range (none: one seed)",
         ),
         "c8": (conditions.seeds, lab, by_key["C8"], "RL run by run"),
         "c10": (conditions.diagnostic, lab, by_key["C10"], "The base's validation score and RL's outcome"),
@@ -204,7 +204,7 @@ def checks(lab: Lab, claims: list[Claim], hot: list[Claim], draw: Drawn) -> list
         ("text", said),
         tables.sensitivity(claims, others),
         ("head", 2, "Where RL stops, and what it changes"),
-        ("list", agreement.slopes(lab)),
+        ("list", agreement.slopes(lab) + mechanism.without_signal(lab)),
         *draw("mechanism"),
         ("text", mechanism.SAID),
         mechanism.table(lab),

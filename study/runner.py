@@ -58,7 +58,7 @@ class Runner:
         on it, not the rest; after `limit` minutes nothing new is begun. Stopped by Ctrl-C, SIGTERM or a closed terminal
         it lets the stages save and raises KeyboardInterrupt."""
         self.todo = self.folder.to_do()
-        self.total_cost, self.began = sum(task.cost for task in self.todo), time.time()
+        self.total_cost, self.began = sum(map(self.core_seconds, self.todo)), time.time()
         with Signals() as signals:
             try:
                 while not signals.got and (self.running or self.next_up()):
@@ -85,14 +85,21 @@ class Runner:
     def begin(self) -> None:
         free = sorted(set(range(self.jobs)) - {slot for run in self.running for slot in run.slots})
         for task in self.next_up() if free else []:
-            taken = min(task.threads, self.jobs) if self.devices[0] == "cpu" else 1
+            taken = self.cores(task)
             if taken > len(free):
                 break  # it waits for a core, and what is after it in the plan for its turn
             slots, free = free[:taken], free[taken:]
             self.todo.remove(task)
             self.running.append(Running(task, self.start(task, slots[0]), slots))
             if task.cost > 60:
-                self.say(f"began {task.name}, about {minutes(task.cost)}: {shown(self.folder.log(task))}")
+                self.say(f"began {task.name}, about {minutes(task.seconds(taken))}: {shown(self.folder.log(task))}")
+
+    def cores(self, task: Task) -> int:
+        """Of --jobs; a GPU is given whole."""
+        return task.cores(self.jobs) if self.devices[0] == "cpu" else 1
+
+    def core_seconds(self, task: Task) -> float:
+        return task.seconds(self.cores(task)) * self.cores(task)
 
     def start(self, task: Task, slot: int) -> subprocess.Popen:
         """In a session of its own, so that Ctrl-C reaches the study alone, which then stops it."""
@@ -106,7 +113,7 @@ class Runner:
         with open(log, "a", encoding="utf-8") as out:
             out.write(f"$ {shlex.join(command)}\n")
             out.flush()
-            env = {**os.environ, "OMP_NUM_THREADS": f"{task.threads}", "PYTHONIOENCODING": "utf-8"}
+            env = {**os.environ, "OMP_NUM_THREADS": f"{self.cores(task)}", "PYTHONIOENCODING": "utf-8"}
             env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])  # for forks
             return subprocess.Popen(
                 [sys.executable, *command[1:]],
@@ -125,7 +132,7 @@ class Runner:
         if not fresh and self.folder.checkpoints(task):
             return ["python", task.script, "--resume", shown(out)]
         inputs = {flag: shown(self.folder.path(parent, name)) for flag, (parent, name) in task.inputs.items()}
-        flags = {**inputs, "data": shown(self.data), **task.flags, "threads": task.threads}
+        flags = {**inputs, "data": shown(self.data), **task.flags, "threads": self.cores(task)}
         flags |= {"device": device, "out": shown(out)}
         return ["python", task.script, *words(flags)]
 
@@ -140,11 +147,11 @@ class Runner:
             return
         kept = self.folder.done.setdefault(self.folder.out(task), {})
         kept["seconds"] = round((kept.get("seconds") or 0.0) + seconds, 1)
-        kept |= {"commit": git_commit()[0], "source": self.folder.source(task)}
+        kept |= {"commit": git_commit()[0], "source": self.folder.source(task), "threads": self.cores(task)}
         if task.kind == "train" and not {"save_every", "save_at"} & task.flags.keys():
             for path in set(self.folder.checkpoints(task)) - {self.folder.path(task)}:
                 path.unlink()  # it was kept for a crash, and no run starts from it
-        self.done_cost += task.cost
+        self.done_cost += self.core_seconds(task)
         left = f"{len(self.todo) + len(self.running)} left, about {minutes(self.seconds_left())}"
         self.say(f"done  {task.name:<46} {outcome(self.folder, task):<44} | {minutes(seconds)} | {left}")
         if self.on_finished:
@@ -170,7 +177,8 @@ class Runner:
         self.last_line = time.time()
 
     def seconds_left(self) -> float:
-        under_way = sum(min(run.task.cost, time.time() - run.began) for run in self.running)
+        spent = {run.task: (time.time() - run.began) * len(run.slots) for run in self.running}
+        under_way = sum(min(self.core_seconds(task), seconds) for task, seconds in spent.items())
         done = self.done_cost + under_way
         return (time.time() - self.began) / done * (self.total_cost - done) if done else self.total_cost / self.jobs
 

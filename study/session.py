@@ -117,7 +117,7 @@ class Study(Session):
         stale = folder.stale()
         for block, tasks in groupby(self.plan.tasks, key=lambda task: task.block):
             costs = [(task, 0.0 if folder.finished(task) and task not in stale else task.cost) for task in tasks]
-            spent += sum(cost for _, cost in costs)
+            spent += sum(task.seconds(self.jobs) * task.cores(self.jobs) for task, cost in costs if cost)
             place.append(f"{spent / 60 / self.jobs:5.0f} min | {len(costs):3d} runs | {block}")
             print(f"\n# {block}")
             for task, cost in costs:

@@ -27,11 +27,19 @@ class Task:
     script: str
     flags: dict
     out: str
-    cost: float  # rough seconds by the clock
+    cost: float  # rough seconds on one core
     inputs: dict = field(default_factory=dict)
     record: dict = field(default_factory=dict)  # what the report needs to know of it
     block: str = ""  # the part of the plan that first asked for it
-    threads: int = 1  # on a CPU
+    threads: int = 1  # on a CPU, if there are as many cores
+
+    def cores(self, jobs: int) -> int:
+        """How many it takes of `jobs`."""
+        return min(self.threads, jobs)
+
+    def seconds(self, jobs: int) -> float:
+        """Rough ones by the clock, on these."""
+        return self.cost / FASTER[self.cores(jobs)]
 
     def needs(self, other: "Task") -> bool:
         """Does it start from what `other` makes, directly or through others?"""
@@ -126,7 +134,7 @@ class Plan:
         flags = {**self.p["pretrain"], "save_at": self.p["save_at"], "seed": seed}
         record = dict(seed=seed, preset=flags.get("preset", "world"))
         threads = self.p.get("pretrain_threads", 1)
-        cost = flags["steps"] * flags["batch_tokens"] / 1280 * SECONDS["train_pretrain.py"] / FASTER[threads]
+        cost = flags["steps"] * flags["batch_tokens"] / 1280 * SECONDS["train_pretrain.py"]
         name, out = f"pretrain-s{seed}", ckpt_name(flags["steps"])
         task = Task(name, "pretrain", "base", "train_pretrain.py", flags, out, cost, {}, record, threads=threads)
         return self.add(task)

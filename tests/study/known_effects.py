@@ -106,6 +106,7 @@ def log(task: Task) -> list[dict]:
         row |= {"train/tokens": s * batch, "eval/loss": 3 - s / steps} if task.kind == "pretrain" else {}
         if task.script in ("train_rl.py", "merge.py"):
             row |= {"reward/mean": s / steps / 2, "reward/hits": 9, "completion/tokens": 2000}
+            row |= {"perf/sample_ms": 250.0}
             row |= {"reward/frac_zero_std_groups": 0.5, "policy/entropy": 1 - s / steps / 2}
             row |= {"completion/len_mean": 40.0 - s / steps} | ({"sft/loss": 1.0} if task.script == "merge.py" else {})
         rows.append(row)

@@ -113,7 +113,8 @@ def test_sentences_tell_the_verdicts(made):
         assert said.startswith(f"**{PLAIN[key].words}: {by_key[key].verdict}**")
         assert said.endswith(f"The paper: {PLAIN[key].paper}.")
     assert re.search(
-        r"\. pass@1, RL − SFT→RL −16\.7 \[.*\] at 8\.2M \(contradicted\), −16\.7 \[.*\] at 3\.1M\. ", told["C2"]
+        r"\. pass@1, RL − SFT→RL −16\.7 \[.*\] at 8\.2M \(contradicted\), −16\.7 \[.*\] at 3\.1M; 8\.2M − 3\.1M: ",
+        told["C2"],
     )
     assert re.search(r"pass@32, over SFT→RL −33\.3 \[.*?\] at 8\.2M \(contradicted\), −33\.3 \[", told["C7"])
     assert "T 1" not in " ".join(told.values())

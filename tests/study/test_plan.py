@@ -7,6 +7,7 @@ import pytest
 
 from study.clock import there, told, wall_seconds
 from study.plan import METHODS, make_plan
+from study.presets import FASTER
 from study.tasks import Task, words
 
 PRESETS = ["smoke", "laptop", "lab", "tuning", "real-small"]
@@ -158,10 +159,23 @@ def test_the_clock_by_hand():
     half, whole = (task(n, c, init=(base, f)) for n, c, f in (("a", 30, "ckpt_000050.pt"), ("b", 20, "ckpt_000100.pt")))
     tasks = [base, half, whole]
     assert wall_seconds(tasks, 2, lambda t: t.cost) == 120 and wall_seconds(tasks, 1, lambda t: t.cost) == 150
-    assert there(base, "ckpt_000050.pt", {base: 10.0}, lambda t: t.cost) == 60
+    assert there(base, "ckpt_000050.pt", {base: 10.0}, {base: 100.0}) == 60
     other = task("pretrain-2", 100)
     assert wall_seconds([base, other, half, whole], 2, lambda t: t.cost) == 130
     assert wall_seconds([base, half, whole, other], 2, lambda t: t.cost) == 200
+
+
+def test_the_clock_of_a_run_with_two_threads():
+    """It takes both cores of two, and of three leaves one: what starts from its half has that one."""
+    base = task("pretrain-1", 100)
+    base.threads = 2
+    half, whole = (task(n, c, init=(base, f)) for n, c, f in (("a", 30, "ckpt_000050.pt"), ("b", 20, "ckpt_000100.pt")))
+    seconds = {jobs: wall_seconds([base, half, whole], jobs, lambda t: t.cost) for jobs in (1, 2, 3)}
+    took = 100 / FASTER[2]
+    assert seconds == {1: 150, 2: pytest.approx(took + 30), 3: pytest.approx(took + 20)}
+    last = task("c", 5 * FASTER[2])
+    last.threads = 2  # waits for both cores, and what stands behind it waits too
+    assert wall_seconds([task("a", 30), last, task("b", 20)], 2, lambda t: t.cost) == pytest.approx(55)
 
 
 def test_what_is_left_starts_at_once_from_what_is_there():

@@ -129,6 +129,13 @@ def test_a_style_that_dies_out_has_no_share(made):
     assert found[144]["nested"] == 0 and found[96]["nested"] == 6 / 32 and found[144].keys() == found[0].keys()
 
 
+def test_what_teaches_nothing_is_told(made):
+    """Half of the groups, a quarter of the time."""
+    told = mechanism.without_signal(Lab(made))
+    assert len(told) == 2 and told[0].startswith("RL from 3.1M: 50 % of the groups are all right or all wrong")
+    assert told[1].startswith("RL from 8.2M: ") and told[1].endswith("; sampling is 25 % of a batch's time.")
+
+
 def test_a_broken_off_run_has_no_log(made):
     """Its last steps are missing: it is left out of means and slopes."""
     lab = Lab(made)

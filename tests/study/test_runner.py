@@ -122,6 +122,32 @@ def test_code_edited_while_a_study_runs_is_told(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("the code of train_pretrain.py was edited") == 1
 
 
+@pytest.mark.parametrize(("jobs", "device", "slots"), [(1, "cpu", [0]), (2, "cpu", [0, 1]), (2, "cuda:0", [0])])
+def test_a_lone_pretraining_takes_two_cores(tmp_path, monkeypatch, jobs, device, slots):
+    """Of a CPU; the laptop's command says two threads, those of the lab and of post-training one."""
+    study = Runner(planned("laptop", tmp_path, device=device[:4].rstrip(":")), tmp_path, jobs, devices=(device,))
+    monkeypatch.setattr(study, "start", lambda task, slot: Ended(None))
+    study.todo = study.folder.to_do()
+    study.begin()
+    assert [(run.task.kind, run.slots) for run in study.running] == [("pretrain", slots)]
+    threads = [study.command(t)[study.command(t).index("--threads") + 1] for t in study.folder.tasks]
+    assert threads == [f"{len(slots)}"] + ["1"] * (len(threads) - 1)
+    assert all(task.threads == 1 for task in planned("lab", tmp_path / "lab").tasks)
+
+
+def test_what_needs_two_cores_waits_for_them(tmp_path, monkeypatch):
+    study = Runner(planned("lab", tmp_path), tmp_path, 2)
+    monkeypatch.setattr(study, "start", lambda task, slot: Ended(None))
+    study.todo = study.folder.to_do()
+    study.todo[1].threads = 2  # the second pre-training, which has its turn
+    study.begin()
+    study.begin()
+    assert [run.slots for run in study.running] == [[0]] and study.todo[0].threads == 2
+    study.running[0].task.threads, study.running = 1, []
+    study.begin()
+    assert [run.slots for run in study.running] == [[0, 1]]
+
+
 def test_commands_are_for_a_shell(tmp_path):
     """Paths with spaces stay whole, in the log as in the call; what lies elsewhere is named in full."""
     study = Runner(planned("smoke", tmp_path / "my runs"), tmp_path / "my world")
