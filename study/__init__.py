@@ -17,11 +17,11 @@ read        stats               paired differences, intervals, verdicts, ranks
             read                evaluations by what was evaluated, logs, scores of each question
             summary             the table at the end, on the terminal
             paper               the paper's numbers
-judge       claims_methods      claims about methods: C1, C2, C3, C5, C6, C7
+judge       axis                what decides: questions and passes
+            claims_methods      claims about methods: C1, C2, C3, C5, C6, C7
             claims_conditions   claims about what RL's outcome hangs on: C4, C8, C9, C10, C11
             claims              all of them, in plain words
             agreement           the paper's order of the methods, and what each costs
-            axis                what decides: questions and passes
             beyond              by number of events, longer than the text
             mechanism           what RL changes in what is written
 show        render              Markdown and HTML
