@@ -84,7 +84,7 @@ def table(lab: Lab) -> tuple:
             if cells:
                 of_sft = [cells.get(p, "–") if 0 not in places else "" for p in a.passes]
                 rows.append([f"{n:,}", NAMES[method], cells.get(0, ""), *of_sft])
-    head = ["questions", "pass@1 / pass@32", "no SFT passes", *(f"{p} passes" for p in a.passes)]
+    head = ["questions", "pass@1 / pass@32", "one run a pool", *(f"{p} passes" for p in a.passes)]
     return "table", head, rows
 
 
@@ -143,9 +143,10 @@ def said(lab: Lab) -> str:
         return "Pools of other sizes are not run."
     text = (
         f"Every method from the same checkpoint ({at(lab.late)} tokens, first pre-training), on pools of "
-        f"{', '.join(f'{n:,}' for n in a.pools)} questions; SFT, SFT-Gold and the SFT before SFT→RL make so many "
-        f"passes over theirs. RL has as many batches on every pool. The first {a.questions} test questions, one run a "
-        "cell: intervals are over questions alone, and nothing here is a verdict. –: not run."
+        f"{', '.join(f'{n:,}' for n in a.pools)} questions; SFT and the SFT before SFT→RL make so many passes over "
+        "theirs, SFT-Gold as many updates; RL and averaging have as many batches on every pool. The first "
+        f"{a.questions} test questions, one run a cell: intervals are over questions alone, and nothing here is a "
+        "verdict. –: not run."
     )
     if place:
         text += (

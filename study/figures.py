@@ -99,7 +99,7 @@ def by_tokens(lab: Lab, ax, methods, get, title: str) -> None:
     """Each method's mean over pre-trainings against their tokens; bars: range."""
     for method in methods:
         kind, points = "base" if method in SHOTS else method, []
-        for t in lab.planned[kind]:
+        for t in lab.planned["rl" if method == "best" else kind]:  # shots are chosen where RL begins
             n_shot = {"base0": 0, "best": "best"}.get(method, lab.few_shot)
             found = lab.base(t, n_shot) if kind == "base" else lab.by_seed(method, t)
             if got := [s for s in map(get, found.values()) if s is not None]:

@@ -305,7 +305,8 @@ def blocks(lab: Lab) -> tuple[list[tuple], Drawn]:
         return [*out, *time_by_stage(lab), *samples(lab), *not_run(lab)], draw
     out += what_decides(lab, draw) + beyond_the_text(lab, draw) + order_and_cost(lab)
     out += [("head", 2, "What remains open"), ("list", still_open(claims))]
-    out += [("head", 2, "Every method from every checkpoint"), *draw("passk"), tables.score(lab)]
+    said = "Rows of other numbers of seeds are of other pre-trainings; the order above is of shared ones."
+    out += [("head", 2, "Every method from every checkpoint"), *draw("passk"), ("text", said), tables.score(lab)]
     for claim in claims:
         out += claim_page(lab, claim, draw)
     out += checks(lab, claims, hot, draw) + [("head", 2, "Words"), ("list", WORDS)]
