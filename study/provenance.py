@@ -44,8 +44,8 @@ def regime(lab: Lab) -> list[str]:
         return []
     batches = ", ".join(f"{n} batches from {name}" for name, n in steps.items())
     return [
-        f"Regime of the claims: models of a million parameters, {m['pool']} training questions for every method (C9: more), "
-        f"SFT of {max(m['passes'])} passes over them (SFT→RL starts after {m['start_passes']}; the paper: "
+        f"Regime of the claims: models of a million parameters, {m['pool']} training questions for every method (C9: "
+        f"more), SFT of {max(m['passes'])} passes over them (SFT→RL starts after {m['start_passes']}; the paper: "
         f"{PAPER_PASSES['sft']} and {PAPER_PASSES['sft_rl']}), RL of {batches}."
     ]
 
