@@ -66,10 +66,11 @@ def headline(lab: Lab) -> str:
         for k in (1, 32) if billions else ():
             methods, theirs, ours = orders(lab, t, k)
             if len(methods) > 2 and ours:
-                tau = kendall(theirs, np.mean(list(ours.values()), axis=0))
-                chance = f"{100 * kendall_p(theirs, np.mean(list(ours.values()), axis=0)):.0f} % by chance"
-                which = f"{len(methods)} methods, the paper's {billions}B; {chance}"
-                told.append(f"{signed(tau)} in pass@{k} at {at(t)} ({which})")
+                means = np.mean(list(ours.values()), axis=0)
+                which = (
+                    f"{len(methods)} methods, the paper's {billions}B; {100 * kendall_p(theirs, means):.0f} % by chance"
+                )
+                told.append(f"{signed(kendall(theirs, means))} in pass@{k} at {at(t)} ({which})")
     return (
         "**Do the methods stand in the paper's order?** Kendall's tau (1: the same, −1: the opposite; by chance: the "
         f"share of random orders that agree as well): {'; '.join(told) or 'not run'}."

@@ -56,6 +56,7 @@ def test_sft_before_rl_is_part_of_its_cost(made):
 def test_the_stop_is_told(made):
     """Reward rises by half over the run: in its last third as before, 0.5 / 48 a batch."""
     told = agreement.slopes(Lab(made))
+    assert told[0].startswith("No plateau is claimed: in 18 of 18 runs the training reward still rises")
     assert any(line.startswith("RL from 8.2M: validation pass@1 ") and "+10.4, +10.4, +10.4" in line for line in told)
     assert agreement.slope([{"step": s, "reward/mean": 0.3} for s in range(9)], lambda r: r["reward/mean"]) < 1e-9
     assert agreement.slope([], lambda r: 0.0) is None
@@ -78,7 +79,14 @@ def test_the_axis_takes_the_main_runs_for_its_own_pool(made):
 
 def test_the_papers_place(made):
     """SFT reads 2,560 tokens a step of 64 examples: 40 a solution; 0.3 % of a fifth of 8.2M tokens are 4,915."""
-    assert axis.paper_pool(Lab(made)) == pytest.approx(0.003 * 0.2 * LATE / 40)
+    lab = Lab(made)
+    assert axis.paper_pool(lab) == pytest.approx(0.003 * 0.2 * LATE / 40)  # 123: nearer to 64 than to 250
+    a, told = axis.read(lab), axis.said(lab)
+    right = lab.base(LATE)[1]["questions"]["gsm"]["questions"]["flexible"][: a.questions]
+    assert axis.base_score(lab, a, 1) == pytest.approx(np.array(right) / 32)
+    sft, before = (f"{100 * s.mean():.1f}" for s in (a.score("sft", 64, 60, 1), axis.base_score(lab, a, 1)))
+    assert f"In the nearest cell, 64 × 60, SFT stands at {sft} / " in told and f" and the base at {before} / " in told
+    assert told.endswith("; the paper's at 37.8 / 73.8 and 14.8 / 67.5, at 44B tokens.")
 
 
 def test_the_axis_says_who_is_best(made):

@@ -10,7 +10,18 @@ from data.world_math import DRAW, question_sentences
 from study import coverage
 from study.controls import events_in, shuffled
 from study.read import per_question
-from study.stats import Claim, Comparison, Difference, kendall, kendall_p, overall, partial, spearman
+from study.stats import (
+    Claim,
+    Comparison,
+    Difference,
+    kendall,
+    kendall_p,
+    overall,
+    partial,
+    points,
+    spearman,
+    with_interval,
+)
 
 
 def drawn(effect, seeds=3, questions=400, noise=0.3, seed_noise=0.005, seed=0):
@@ -171,3 +182,12 @@ def test_shuffle_control_by_hand():
     same = result(["2", "2", "2"], [{"2.0": 1, "": 1, "2": 1, "5": 1}] * 3, [2, 2, 2])
     assert shuffled(same, 1).tolist() == per_question(same, 1).tolist() == [0.5] * 3
     assert shuffled(same, 2) == pytest.approx([5 / 6] * 3)  # of six pairs one holds neither
+
+
+def test_points_by_hand():
+    """Signed, but for what rounds to nothing; the ends of an interval have only a minus."""
+    assert [points(x) for x in (0.0172, -0.4, 0.0004, -0.0004)] == ["+1.7", "−40.0", "0.0", "0.0"]
+    assert (
+        with_interval(0.017, -0.0004, 0.03) == "+1.7 [0.0, 3.0]"
+        and with_interval(-0.1, -0.2, 0.0) == "−10.0 [−20.0, 0.0]"
+    )
