@@ -90,7 +90,7 @@ def c2(lab: Lab) -> Claim:
     steps = {t: lab.config("rl", t).get("steps") for t in lab.primary}
     if len(set(steps.values())) > 1:
         told = " and ".join(f"{n} batches at {at(t)}" for t, n in steps.items())
-        claim.limits.append(f"RL and SFT→RL have {told}, so the second row is of more than the checkpoint.")
+        claim.limits.append(f"RL and SFT→RL have {told}, so the second row compares more than the checkpoints.")
     return claim.judged()
 
 

@@ -7,8 +7,8 @@ from study.tasks import amount as at
 NO_WORK = "no work"
 SAID = (
     "Training reward is of the pool's questions, the test score of new ones. Far apart, they say that answers of the "
-    "pool are memorised. In the figure, how an answer is worked: equations (16.3+2=18.3*2=36.6), running "
-    "(16.3>18.3>36.6), nested (((16.3+2)*2)), retold (in words), or no work."
+    "pool are memorised. In the figure, how an answer is worked: as equations, 16.3+2=18.3*2=36.6; running, "
+    "16.3>18.3>36.6; nested, ((16.3+2)*2); retold in words; or not at all, no work."
 )
 KEYS = {"reward/mean": "reward", "policy/entropy": "entropy", "completion/len_mean": "length"}
 
